@@ -1,0 +1,46 @@
+"""Perplexity per token on texts the model has not been trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from biasdiff.data.encoding import encode_text
+from biasdiff.evaluation.log_likelihood import log_likelihoods
+from biasdiff.functional.statistics import bootstrap_interval
+from biasdiff.results import Metric
+
+
+def score_texts(
+    model: Any, tokenizer: Any, texts: Sequence[str], *, max_tokens: int, max_length: int
+) -> pd.DataFrame:
+    """Return ``row``, ``negative_log_likelihood`` (nats) and ``tokens`` of each text.
+
+    The start token is a condition, never a target; padding counts nowhere. Texts beyond
+    ``max_length`` tokens are cut.
+    """
+    encodings = [encode_text(tokenizer, text) for text in texts]
+    cut = [type(e)(e.input_ids[:max_length], e.labels[:max_length]) for e in encodings]
+    values = log_likelihoods(model, cut, max_tokens=max_tokens, description="perplexity")
+    return pd.DataFrame(
+        {
+            "row": range(len(cut)),
+            "negative_log_likelihood": -values,
+            "tokens": [e.targets for e in cut],
+        }
+    )
+
+
+def perplexity_metric(scores: pd.DataFrame) -> Metric:
+    """Return exp(Σ NLL / Σ tokens) with a bootstrap interval over texts; n counts texts."""
+    losses = scores["negative_log_likelihood"].to_numpy(dtype=np.float64)
+    tokens = scores["tokens"].to_numpy(dtype=np.float64)
+    low, high = bootstrap_interval(losses, tokens)
+    value = math.exp(losses.sum() / tokens.sum()) if tokens.sum() > 0 else math.nan
+    return Metric(
+        value, len(losses), "lower_is_better", interval=(math.exp(low), math.exp(high))
+    )
