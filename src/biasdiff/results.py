@@ -6,9 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Direction = Literal[
-    "higher_is_better", "lower_is_better", "target: 50", "target: 0", "none"
-]
+Direction = Literal["higher_is_better", "lower_is_better", "target: 50", "target: 0", "none"]
 
 
 @dataclass(frozen=True)

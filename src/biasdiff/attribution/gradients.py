@@ -54,8 +54,7 @@ def per_example_gradients(model: nn.Module, consume: Consumer) -> Iterator[None]
     size = {"examples": 0}
 
     def note_batch(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        ids = keywords.get("input_ids", arguments[0] if arguments else None)
-        size["examples"] = len(ids)
+        size["examples"] = len(keywords["input_ids"] if "input_ids" in keywords else arguments[0])
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
@@ -69,7 +68,7 @@ def per_example_gradients(model: nn.Module, consume: Consumer) -> Iterator[None]
                 dy = gradient.reshape(n, -1, gradient.shape[-1])
                 consume(name, outer_product_gradients(x, dy.to(x.dtype)).flatten(1))
 
-            output.register_hook(contract)
+            output.register_hook(contract)  # type: ignore[no-untyped-call]
 
         return hook
 
@@ -95,5 +94,5 @@ def backward_example_losses(model: Any, batch: Batch) -> Tensor:
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids")}
     with torch.enable_grad():
         losses = example_losses(model(**inputs, use_cache=False).logits, batch["labels"])
-        losses.sum().backward()
+        torch.autograd.backward(losses.sum())
     return losses.detach()

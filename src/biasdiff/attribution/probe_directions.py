@@ -87,9 +87,7 @@ def probe_directions(
             encodings += [probes.less[i] for i in members] if twins else []
             gradients: dict[str, Tensor] = {}
             with per_example_gradients(model, gradients.__setitem__):
-                backward_example_losses(
-                    model, make_batch(encodings, pad_id=pad_id, device=device)
-                )
+                backward_example_losses(model, make_batch(encodings, pad_id=pad_id, device=device))
             n = len(members)
             memberships = torch.zeros(n, len(types), device=device, dtype=dtype)
             for row, index in enumerate(members):

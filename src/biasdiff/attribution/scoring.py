@@ -19,7 +19,7 @@ from biasdiff.data.batching import make_batch, token_budget_batches
 from biasdiff.data.encoding import Encoding
 from biasdiff.errors import NonFiniteError
 from biasdiff.functional.influence import mean_cosine
-from biasdiff.progress import task
+from biasdiff.progress import Task, task
 
 BATCHES_A_CHUNK = 16
 
@@ -102,10 +102,10 @@ def score_train_set(
     Raises:
         NonFiniteError: If a loss or score is NaN or infinite; the examples are named.
     """
-    device = next(model.parameters()).device
     batches = token_budget_batches([len(e) for e in encodings], max_tokens=max_tokens)
-    parts = {
-        name: torch.empty(len(encodings), len(c.probe.bias_types)) for name, c in comparisons.items()
+    sums = {
+        name: torch.empty(len(encodings), len(c.probe.bias_types))
+        for name, c in comparisons.items()
     }
     timing = {"seconds": 0.0, "examples": 0.0, "tokens": 0.0}
     with task("influence scores", len(encodings)) as progress:
@@ -118,17 +118,9 @@ def score_train_set(
                 progress.skip(len(indices))
             else:
                 began = time.perf_counter()
-                chunk = {name: [] for name in comparisons}
-                for batch in members:
-                    inputs = make_batch(
-                        [encodings[i] for i in batch], pad_id=pad_id, device=device
-                    )
-                    losses, found = score_batch(model, inputs, comparisons)
-                    _check_finite(losses, found, [names[i] for i in batch])
-                    for name, values in found.items():
-                        chunk[name].append(values.cpu())
-                    progress.advance(len(batch))
-                chunk = {name: torch.cat(values) for name, values in chunk.items()}
+                chunk = _score_chunk(
+                    model, encodings, names, members, comparisons, pad_id, progress
+                )
                 timing["seconds"] += time.perf_counter() - began
                 timing["examples"] += len(indices)
                 timing["tokens"] += sum(len(encodings[i]) for i in indices)
@@ -136,10 +128,30 @@ def score_train_set(
                     save_file(chunk, kept.with_suffix(".tmp"))
                     kept.with_suffix(".tmp").rename(kept)
             for name, values in chunk.items():
-                parts[name][indices] = values
-    return {
-        name: _scores(values, comparisons[name].probe) for name, values in parts.items()
-    }, timing
+                sums[name][indices] = values
+    scores = {name: _scores(values, comparisons[name].probe) for name, values in sums.items()}
+    return scores, timing
+
+
+def _score_chunk(
+    model: Any,
+    encodings: Sequence[Encoding],
+    names: Sequence[str],
+    batches: Sequence[Sequence[int]],
+    comparisons: Mapping[str, Comparison],
+    pad_id: int,
+    progress: Task,
+) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    found: dict[str, list[Tensor]] = {name: [] for name in comparisons}
+    for batch in batches:
+        inputs = make_batch([encodings[i] for i in batch], pad_id=pad_id, device=device)
+        losses, values = score_batch(model, inputs, comparisons)
+        _check_finite(losses, values, [names[i] for i in batch])
+        for name, value in values.items():
+            found[name].append(value.cpu())
+        progress.advance(len(batch))
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
 def _scores(sums: Tensor, probe: ProbeDirection) -> Scores:

@@ -59,6 +59,6 @@ def _required(adam: AdamState | None, side: str) -> AdamState:
         raise ModelError(
             f"the adapter carries no Adam state, which the train side {side!r} needs",
             expected="adam.safetensors or a Trainer's optimizer.pt beside the adapter",
-            remedy="use 'contrast' with --train-side sgd, or make an adapter with 'biasdiff warmup'",
+            remedy="use 'contrast' with --train-side sgd, or train one with 'biasdiff warmup'",
         )
     return adam

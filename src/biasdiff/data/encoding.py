@@ -26,6 +26,12 @@ class Encoding:
         """Number of target tokens; the first position is predicted by nothing."""
         return sum(label != IGNORED for label in self.labels[1:])
 
+    def cut(self, max_length: int) -> Encoding:
+        """Return the first ``max_length`` positions."""
+        if len(self) <= max_length:
+            return self
+        return Encoding(self.input_ids[:max_length], self.labels[:max_length])
+
 
 def start_token_id(tokenizer: Any) -> int:
     """Return the token every text begins with: BOS, or EOS for tokenizers without one.
@@ -141,7 +147,7 @@ def encode_all(
                     remedy="shorten it, or run without --strict to cut it",
                 )
             cut += 1
-            encoding = Encoding(encoding.input_ids[:max_length], encoding.labels[:max_length])
+            encoding = encoding.cut(max_length)
         if encoding.targets == 0:
             raise DataError(
                 f"{example.id} (row {example.row}) has no target token",

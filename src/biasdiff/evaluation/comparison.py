@@ -27,7 +27,9 @@ def compare_pairs(after: pd.DataFrame, before: pd.DataFrame) -> dict[str, Metric
         name: (after[name] - before[name]).to_numpy(dtype=np.float64)
         for name in ("margin", "margin_per_token")
     }
-    preferred = [100.0 * (frame["margin"] > 0).to_numpy(dtype=np.float64) for frame in (after, before)]
+    preferred = [
+        100.0 * (frame["margin"] > 0).to_numpy(dtype=np.float64) for frame in (after, before)
+    ]
     differences["metric"] = preferred[0] - preferred[1]
     return {name: _mean(values) for name, values in differences.items()}
 
@@ -58,7 +60,11 @@ def excludes_zero(metric: Metric) -> bool:
 
 def _mean(values: np.typing.NDArray[np.float64]) -> Metric:
     return Metric(
-        float(values.mean()), len(values), "none", standard_error(values), bootstrap_interval(values)
+        float(values.mean()),
+        len(values),
+        "none",
+        standard_error(values),
+        bootstrap_interval(values),
     )
 
 

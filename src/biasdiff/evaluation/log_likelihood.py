@@ -45,7 +45,7 @@ def log_likelihoods(
     broken = np.flatnonzero(~np.isfinite(values))
     if len(broken):
         raise NonFiniteError(
-            f"the log-likelihood of {len(broken)} texts is not finite, the first in row {broken[0]}",
+            f"the log-likelihood of {len(broken)} texts is not finite, first in row {broken[0]}",
             expected="finite log-likelihoods",
             remedy="check the model for NaN weights, or use float32",
         )

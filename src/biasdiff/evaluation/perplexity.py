@@ -23,8 +23,7 @@ def score_texts(
     The start token is a condition, never a target; padding counts nowhere. Texts beyond
     ``max_length`` tokens are cut.
     """
-    encodings = [encode_text(tokenizer, text) for text in texts]
-    cut = [type(e)(e.input_ids[:max_length], e.labels[:max_length]) for e in encodings]
+    cut = [encode_text(tokenizer, text).cut(max_length) for text in texts]
     values = log_likelihoods(model, cut, max_tokens=max_tokens, description="perplexity")
     return pd.DataFrame(
         {
@@ -41,6 +40,4 @@ def perplexity_metric(scores: pd.DataFrame) -> Metric:
     tokens = scores["tokens"].to_numpy(dtype=np.float64)
     low, high = bootstrap_interval(losses, tokens)
     value = math.exp(losses.sum() / tokens.sum()) if tokens.sum() > 0 else math.nan
-    return Metric(
-        value, len(losses), "lower_is_better", interval=(math.exp(low), math.exp(high))
-    )
+    return Metric(value, len(losses), "lower_is_better", interval=(math.exp(low), math.exp(high)))

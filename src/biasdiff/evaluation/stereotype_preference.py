@@ -11,15 +11,27 @@ import pandas as pd
 
 from biasdiff.data.encoding import encode_text
 from biasdiff.data.probe import ProbePair, require_twins
+from biasdiff.errors import DataError
 from biasdiff.evaluation.log_likelihood import log_likelihoods
-from biasdiff.functional.statistics import bootstrap_interval, proportion_interval, standard_error
+from biasdiff.functional.statistics import (
+    Floats,
+    bootstrap_interval,
+    proportion_interval,
+    standard_error,
+)
 from biasdiff.results import Metric
 
 SCORING = "sum: log-probability of the whole sentence after the start token"
 
 
 def score_pairs(
-    model: Any, tokenizer: Any, pairs: Sequence[ProbePair], *, max_tokens: int, name: str = "pairs"
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[ProbePair],
+    *,
+    max_tokens: int,
+    max_length: int | None = None,
+    name: str = "pairs",
 ) -> pd.DataFrame:
     """Return the log-probabilities of both sentences of each pair.
 
@@ -32,11 +44,19 @@ def score_pairs(
         ``margin_per_token`` (the difference of the two, summed and length-normalised, in nats).
 
     Raises:
-        DataError: If a pair has no twin.
+        DataError: If a pair has no twin, or a sentence is longer than ``max_length`` tokens.
     """
     require_twins(pairs, purpose="stereotype preference")
     encodings = [encode_text(tokenizer, p.sent_more) for p in pairs]
     encodings += [encode_text(tokenizer, p.sent_less) for p in pairs]
+    longest = max(range(len(encodings)), key=lambda i: len(encodings[i]))
+    if max_length is not None and len(encodings[longest]) > max_length:
+        raise DataError(
+            f"a sentence of pair row {pairs[longest % len(pairs)].row} has "
+            f"{len(encodings[longest])} tokens",
+            expected=f"at most {max_length}, the context length",
+            remedy="shorten it or remove the pair",
+        )
     values = log_likelihoods(model, encodings, max_tokens=max_tokens, description=name)
     more, less = values[: len(pairs)], values[len(pairs) :]
     tokens = np.array([e.targets for e in encodings])
@@ -82,11 +102,9 @@ def preference_metrics(scores: pd.DataFrame) -> dict[str, Metric]:
 
 def mean_metric(values: pd.Series[float]) -> Metric:
     """Return the mean of margins with its standard error and bootstrap interval."""
-    array = values.to_numpy(dtype=np.float64)
+    array: Floats = np.asarray(values, dtype=np.float64)
     mean = float(array.mean()) if len(array) else math.nan
-    return Metric(
-        mean, len(array), "target: 0", standard_error(array), bootstrap_interval(array)
-    )
+    return Metric(mean, len(array), "target: 0", standard_error(array), bootstrap_interval(array))
 
 
 def _preference(scores: pd.DataFrame) -> Metric:

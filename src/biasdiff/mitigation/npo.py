@@ -74,7 +74,9 @@ def unlearn(
     partners = _partners(len(forget), len(retain), training.seed)
 
     def collate(indices: Sequence[int]) -> Batch:
-        encodings = [forget[i] for i in indices] + [retain[partners[i]] for i in indices if partners]
+        encodings = [forget[i] for i in indices] + [
+            retain[partners[i]] for i in indices if partners
+        ]
         batch = make_batch(encodings, pad_id=pad_id)
         return batch | {"index": torch.tensor(indices), "reference": reference[list(indices)]}
 
@@ -116,7 +118,8 @@ def _partners(forget: int, retain: int, seed: int) -> list[int]:
     """Return a retain row for each forget row, none used twice before all have been used."""
     if retain == 0:
         return []
-    draw, rows = random.Random(seed), []
+    draw = random.Random(seed)
+    rows: list[int] = []
     while len(rows) < forget:
         rows += draw.sample(range(retain), retain)
     return rows[:forget]

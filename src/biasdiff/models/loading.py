@@ -166,7 +166,8 @@ def load_model(
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or trust_remote_code
     if config.is_encoder_decoder or not known or (masked and not getattr(config, "is_decoder", 0)):
         raise ModelError(
-            f"{source.name} is a {config.model_type} model ({', '.join(architectures) or 'no architecture named'})",
+            f"{source.name} is a {config.model_type} model "
+            f"({', '.join(architectures) or 'no architecture named'})",
             expected="a decoder-only causal language model",
             remedy="choose another model",
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from biasdiff.errors import ModelError
 
@@ -51,7 +51,8 @@ def linear_names(model: nn.Module) -> list[str]:
     """Return the distinct last name parts of all linear maps but the output layer."""
     from transformers.pytorch_utils import Conv1D
 
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find_output = getattr(model, "get_output_embeddings", None)
+    output = find_output() if callable(find_output) else None
     names = {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()
@@ -92,7 +93,9 @@ def add_adapter(model: Any, settings: LoraSettings, *, seed: int) -> Any:
 
     targets = list(settings.targets) or default_targets(model)
     names = linear_names(model)
-    missing = [t for t in targets if t not in names and not any(n == t for n, _ in model.named_modules())]
+    missing = [
+        t for t in targets if t not in names and not any(n == t for n, _ in model.named_modules())
+    ]
     if missing:
         raise ModelError(
             f"LoRA targets {', '.join(missing)} match nothing in the model",
@@ -153,8 +156,7 @@ def lora_linears(model: nn.Module) -> list[LoraLinear]:
     for name, module in model.named_modules():
         if not isinstance(module, LoraLayer):
             continue
-        down = module.lora_A[ADAPTER] if ADAPTER in module.lora_A else None
-        up = module.lora_B[ADAPTER] if ADAPTER in module.lora_B else None
+        down, up = (dict(part.items()).get(ADAPTER) for part in (module.lora_A, module.lora_B))
         variant = ADAPTER in module.lora_variant
         if not isinstance(down, nn.Linear) or not isinstance(up, nn.Linear) or variant:
             raise ModelError(
@@ -172,7 +174,7 @@ def lora_linears(model: nn.Module) -> list[LoraLinear]:
     return found
 
 
-def lora_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def lora_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield LoRA weights under the names of their saved keys, in the model's order.
 
     Attribution, checkpoints and Adam moments all use these names.
@@ -191,4 +193,3 @@ def save_adapter(model: Any, folder: Path) -> None:
     """Write the adapter as PEFT does, safetensors and JSON only."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(folder))
-

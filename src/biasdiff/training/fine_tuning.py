@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from biasdiff.data.batching import Batch
 from biasdiff.errors import NonFiniteError
@@ -128,7 +129,7 @@ def fine_tune(
             train_dataset=_Numbers(len(items.lengths)),
             callbacks=[_Bookkeeping(progress, steps_an_epoch, on_epoch)],
         )
-        trainer.remove_callback(_printer())
+        trainer.remove_callback(PrinterCallback)
         trainer.set_up(items, loss, loss_covers_accumulation)
         trainer.train(resume_from_checkpoint=resume_from)
     log = [
@@ -235,9 +236,7 @@ class _Bookkeeping(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._progress.skip(state.global_step)
 
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._rates.append(float(kwargs["lr_scheduler"].get_last_lr()[0]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -250,12 +249,6 @@ class _Bookkeeping(TrainerCallback):  # type: ignore[misc]
             rate = sum(self._rates) / max(len(self._rates), 1)
             self._on_epoch(round(state.epoch), state.global_step, rate, optimizer)
         self._rates = []
-
-
-def _printer() -> type[TrainerCallback]:
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback
 
 
 def _last_whole_checkpoint(work: Path) -> str | None:

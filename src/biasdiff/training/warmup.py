@@ -47,9 +47,7 @@ def _logits(model: Any, batch: Batch) -> Tensor:
 LOSSES: dict[str, BatchLoss] = {"token": token_mean_loss, "example": example_mean_loss}
 
 
-def text_items(
-    encodings: Sequence[Encoding], names: Sequence[str], pad_id: int
-) -> TrainingItems:
+def text_items(encodings: Sequence[Encoding], names: Sequence[str], pad_id: int) -> TrainingItems:
     """Return training items that are the given encodings."""
 
     def collate(indices: Sequence[int]) -> Batch:
@@ -114,9 +112,7 @@ def warm_up(
     )
 
 
-def stratified_sample(
-    examples: Sequence[TrainExample], fraction: float, *, seed: int
-) -> list[int]:
+def stratified_sample(examples: Sequence[TrainExample], fraction: float, *, seed: int) -> list[int]:
     """Return sorted row positions of a random fraction, equal within each bias type and class.
 
     At least one example of every stratum is kept. Used for the paper's partial setting (warm-up on

@@ -1,0 +1,5 @@
+"""``python -m biasdiff``."""
+
+from biasdiff.cli.app import main
+
+main()

@@ -1,0 +1,231 @@
+"""Settings of a run, validated once at the edge; below it functions take plain arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from biasdiff.errors import ConfigError, nearest
+
+SHIPPED = "shipped"
+"""Stands for the data that comes with the package, wherever a data file can be named."""
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Section(BaseModel):
+    """Settings that refuse unknown keys and never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """The base model: a folder, a hub id, a .gguf file or an alias."""
+
+    name: str = "smollm2-135m"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    trust_remote_code: bool = False
+    max_tokens: Count = Field(1024, description="tokens in a batch that is not trained on")
+
+
+class DataConfig(Section):
+    """Files, or ``shipped`` for the package's own data in the sizes given here."""
+
+    train: str = SHIPPED
+    probe: str = SHIPPED
+    pairs: str = Field(SHIPPED, description="evaluation pairs, in the probe's columns")
+    texts: str = Field(SHIPPED, description="held-out texts for perplexity")
+    text_column: str = "text"
+    strict: bool = Field(False, description="refuse texts beyond the context instead of cutting")
+    size: Count = Field(400, description="shipped mix: train examples")
+    biased_share: Fraction = Field(0.3, description="shipped mix: share of stereotype sentences")
+    probe_pairs: Count = Field(150, description="shipped mix: pairs of the reference draw")
+    evaluation_pairs: Count = 300
+    held_out_texts: Count = 200
+
+
+class LoraConfig(Section):
+    """Shape and place of the adapter."""
+
+    rank: Count = 16
+    alpha: Count = 32
+    dropout: float = Field(0.05, ge=0, lt=1)
+    targets: tuple[str, ...] = Field((), description="empty: q_proj and v_proj where they exist")
+
+
+class TrainingConfig(Section):
+    """How an adapter is trained."""
+
+    epochs: Count = 4
+    batch_size: Count = 16
+    accumulation: Count = 1
+    learning_rate: float = Field(2e-4, gt=0)
+    schedule: str = "linear"
+    warmup_ratio: float = Field(0.03, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="0 for no clipping")
+    loss_average: Literal["token", "example"] = "token"
+
+
+class WarmupConfig(TrainingConfig):
+    """Training settings of warm-up, and the share of the train set it sees."""
+
+    fraction: Fraction = Field(1.0, description="stratified share; the paper's settings: 1, 0.05")
+
+
+class AttributionConfig(Section):
+    """Which estimator selects, and which are computed beside it."""
+
+    estimator: str = "contrast"
+    train_side: str | None = Field(None, description="sgd, less or adam; null: the estimator's own")
+    also: tuple[str, ...] = Field((), description="estimators that are reported only")
+    baselines: tuple[str, ...] = Field((), description="scores without gradients, reported only")
+
+
+class SelectionConfig(Section):
+    """How many examples are taken as biased."""
+
+    fraction: Fraction | None = 0.35
+    top_k: Count | None = None
+    method: Literal["top", "random"] = "top"
+
+
+class NpoConfig(TrainingConfig):
+    """Training settings of unlearning, and the weights of its two losses."""
+
+    epochs: Count = 2
+    learning_rate: float = Field(2e-4, gt=0)
+    beta: float = Field(0.1, gt=0)
+    retain_weight: float = Field(1.0, ge=0)
+
+
+class MitigationConfig(Section):
+    """Ways of removing the selected examples' effect."""
+
+    methods: tuple[str, ...] = ("retrain", "npo")
+    npo: NpoConfig = NpoConfig()
+
+
+class EvaluateConfig(Section):
+    """What is measured beside preference on the evaluation pairs and perplexity."""
+
+    crows_pairs: bool = Field(False, description="CrowS-Pairs from BIASDIFF_DATA_DIR")
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    name: Name = "run"
+    runs: str = Field("runs", description="folder of run directories")
+    seed: int = Field(0, ge=0)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    lora: LoraConfig = LoraConfig()
+    warmup: WarmupConfig = WarmupConfig()
+    attribution: AttributionConfig = AttributionConfig()
+    selection: SelectionConfig = SelectionConfig()
+    mitigation: MitigationConfig = MitigationConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def load_config(path: str | Path | None = None, changes: Iterable[str] = ()) -> Config:
+    """Read a YAML config and apply changes of the form ``a.b=value``.
+
+    Args:
+        path: YAML file; None for the defaults.
+        changes: Applied in order; values are read as YAML.
+
+    Raises:
+        ConfigError: If the file is missing or not YAML, a key is unknown (the nearest known one is
+            named), or a value is of the wrong kind or out of range.
+    """
+    tree = {} if path is None else _read_yaml(Path(path))
+    for change in changes:
+        _apply(tree, change)
+    return config_from(tree)
+
+
+def config_from(tree: Mapping[str, Any]) -> Config:
+    """Validate a nested dict of settings.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise _readable(error.errors()[0]) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({' '.join(str(error).split())})",
+            expected="a YAML file",
+            remedy="check the path and the file",
+        ) from error
+    if not isinstance(tree or {}, dict):
+        raise ConfigError(
+            f"{path} holds a {type(tree).__name__}",
+            expected="sections such as 'model:' and 'data:'",
+            remedy="see configs/demo.yaml",
+        )
+    return tree or {}
+
+
+def _apply(tree: dict[str, Any], change: str) -> None:
+    key, sign, value = change.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(
+            f"--set {change}", expected="section.key=value", remedy="write it with an equals sign"
+        )
+    *sections, last = key.strip().split(".")
+    for name in sections:
+        inner = tree.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(
+                f"--set {change}: {name!r} is no section",
+                expected="section.key=value",
+                remedy="name a key of a section",
+            )
+        tree = inner
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--set {change}", expected="a YAML value after =", remedy="quote the value"
+        ) from error
+
+
+def _readable(problem: Any) -> ConfigError:
+    key = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        known = _keys_beside(problem["loc"])
+        return ConfigError(
+            f"unknown config key {key!r}{nearest(str(problem['loc'][-1]), known)}",
+            expected=f"one of {', '.join(known)}",
+            remedy="mend the key",
+        )
+    return ConfigError(
+        f"config key {key!r} is {problem['input']!r}",
+        expected=problem["msg"].removeprefix("Input should be "),
+        remedy="change the value",
+    )
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = Config
+    for name in location[:-1]:
+        inner = section.model_fields[str(name)].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        section = inner
+    return list(section.model_fields)

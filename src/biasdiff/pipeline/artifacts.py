@@ -1,0 +1,170 @@
+"""Artifacts: folders that exist only when complete, and are never reused under other settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from biasdiff.errors import ArtifactError
+from biasdiff.pipeline.versions import git_revision, library_versions
+from biasdiff.progress import say
+
+FINGERPRINT_FILE = "fingerprint.json"
+STAGE_FILE = "stage.json"
+State = Literal["missing", "partial", "complete", "stale"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A stage's output folder, and what it depends on.
+
+    `make` writes into ``<folder>.part``: the fingerprint of settings and inputs first, the payload,
+    ``stage.json`` last; then the folder is renamed. So a folder that exists is complete, and a
+    ``.part`` may be gone on with if its fingerprint is the same.
+
+    Attributes:
+        stage: The stage's name.
+        folder: Where the output goes.
+        settings: Resolved settings that the output depends on, JSON values only.
+        inputs: Fingerprint of every input, by role.
+        build: Writes the payload into the folder it is given, going on with what it finds there.
+    """
+
+    stage: str
+    folder: Path
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    build: Callable[[Path], None]
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What is compared before anything is reused."""
+        wanted = {
+            "stage": self.stage,
+            "settings": dict(self.settings),
+            "inputs": dict(self.inputs),
+        }
+        return json.loads(json.dumps(wanted))  # type: ignore[no-any-return]
+
+    @property
+    def part(self) -> Path:
+        """Where unfinished work is kept."""
+        return self.folder.with_name(self.folder.name + ".part")
+
+    def state(self) -> State:
+        """Return what is on disk: missing, partial, complete, or stale (made from other things)."""
+        for folder, state in ((self.folder, "complete"), (self.part, "partial")):
+            if folder.exists():
+                return state if not self._differences(folder) else "stale"  # type: ignore[return-value]
+        return "missing"
+
+    def make(self, *, force: bool = False) -> Path:
+        """Build the artifact unless it is complete, and return its folder.
+
+        Args:
+            force: Discard what was made from other settings or inputs instead of refusing.
+
+        Raises:
+            ArtifactError: If the folder holds something else, or work made from other settings or
+                inputs; the differences are listed.
+        """
+        for folder in (self.folder, self.part):
+            differences = self._differences(folder) if folder.exists() else []
+            if differences and not force:
+                raise ArtifactError(
+                    f"{folder} was made from other settings or inputs ({'; '.join(differences)})",
+                    expected="the settings and inputs it was made from",
+                    remedy="give --force to make it anew, or another output folder",
+                )
+            if differences:
+                shutil.rmtree(folder)
+        if self.folder.exists():
+            say(f"{self.stage}: complete, nothing to do")
+            return self.folder
+        say(f"{self.stage}: {'going on' if self.part.exists() else 'started'}")
+        began = time.perf_counter()
+        self.part.mkdir(parents=True, exist_ok=True)
+        write_json(self.part / FINGERPRINT_FILE, self.fingerprint)
+        self.build(self.part)
+        seconds = time.perf_counter() - began
+        record = self.fingerprint | {
+            "seconds": round(seconds, 2),
+            "versions": library_versions(),
+            "git_revision": git_revision(),
+        }
+        write_json(self.part / STAGE_FILE, record)
+        self.part.rename(self.folder)
+        say(f"{self.stage}: done in {seconds:.0f} s")
+        return self.folder
+
+    def _differences(self, folder: Path) -> list[str]:
+        try:
+            found = json.loads((folder / FINGERPRINT_FILE).read_text())
+        except FileNotFoundError:
+            if folder == self.part and not any(folder.iterdir()):
+                return []
+            return [f"it has no {FINGERPRINT_FILE}, so it is no output of biasdiff"]
+        except ValueError:
+            return [f"its {FINGERPRINT_FILE} is cut off"]
+        before, now = _flat(found), _flat(self.fingerprint)
+        return [
+            f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}"
+            for key in dict.fromkeys([*before, *now])
+            if before.get(key) != now.get(key)
+        ]
+
+
+def folder_size(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """Return the SHA-256 of a file, or the name itself for something that is no file (a hub id)."""
+    path = Path(path)
+    if not path.is_file():
+        return f"name:{path}"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Return the SHA-256 over the names and contents of a folder's own files."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+        digest.update(f"{file.name} {file_fingerprint(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write JSON so that the file is never seen half-written."""
+    work = path.with_name(path.name + ".tmp")
+    with work.open("w", encoding="utf-8") as file:
+        json.dump(record, file, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    work.rename(path)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."

@@ -1,0 +1,98 @@
+"""The base model of a stage, with what is needed to make batches for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from biasdiff.config import Config, ModelConfig
+from biasdiff.data.encoding import Encoding, encode_all
+from biasdiff.data.records import TrainExample
+from biasdiff.errors import ModelError
+from biasdiff.models.loading import (
+    ModelSource,
+    context_length,
+    default_device,
+    load_model,
+    load_tokenizer,
+    parse_dtype,
+    resolve_model,
+)
+from biasdiff.progress import say
+from biasdiff.training.warmup import CHECKPOINTS
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A loaded base model.
+
+    Attributes:
+        model: In evaluation mode, on its device.
+        tokenizer: Its tokenizer.
+        pad_id: Token id that fills up batches.
+        max_length: Context length in tokens.
+    """
+
+    model: Any
+    tokenizer: Any
+    pad_id: int
+    max_length: int
+
+    def encode(self, examples: Sequence[TrainExample], *, strict: bool) -> list[Encoding]:
+        """Encode a train set for this model; say how many texts were cut."""
+        encodings, cut = encode_all(
+            self.tokenizer, examples, max_length=self.max_length, strict=strict
+        )
+        if cut:
+            say(f"  {cut} of {len(examples)} texts cut to {self.max_length} tokens")
+        return encodings
+
+
+def find_model(name: str) -> ModelSource:
+    """Resolve a model's name without loading it."""
+    return resolve_model(name)
+
+
+def load_base(source: ModelSource, settings: ModelConfig) -> BaseModel:
+    """Load model and tokenizer in the dtype of the settings."""
+    device = default_device()
+    tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
+    model = load_model(
+        source,
+        dtype=parse_dtype(settings.dtype, device),
+        device=device,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    return BaseModel(model, tokenizer, int(pad_id), context_length(model, tokenizer))
+
+
+def model_settings(config: Config) -> dict[str, Any]:
+    """Return the settings of the model that change what comes out of it."""
+    return {
+        "dtype": str(parse_dtype(config.model.dtype, default_device())).removeprefix("torch."),
+        "max_tokens": config.model.max_tokens,
+    }
+
+
+def find_adapter(folder: str | Path) -> Path:
+    """Return the adapter in a folder: itself, or the last checkpoint of a warm-up in it.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    folder = Path(folder)
+    if (folder / "adapter_config.json").is_file():
+        return folder
+    epochs = sorted(
+        folder.glob(f"{CHECKPOINTS}/epoch-*"), key=lambda p: int(p.name.rpartition("-")[2])
+    )
+    if not epochs or not (epochs[-1] / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder} holds no adapter",
+            expected="adapter_config.json, or checkpoints of 'biasdiff warmup'",
+            remedy="check the path",
+        )
+    return epochs[-1]

@@ -1,0 +1,79 @@
+"""``biasdiff report``: gather what the stages of a run found, as JSON and as one HTML file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from biasdiff.pipeline.artifacts import STAGE_FILE, Artifact, file_fingerprint, write_json
+from biasdiff.pipeline.attribute import BASELINES_FILE, RECORD_FILE, chosen_estimators, scores_file
+from biasdiff.pipeline.layout import RunLayout, open_run
+from biasdiff.pipeline.results import gather
+from biasdiff.pipeline.select import SELECTION_FILE
+from biasdiff.report.html import render_html
+
+RESULTS_FILE = "results.json"
+REPORT_FILE = "report.html"
+
+
+def report(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
+    """Gather a finished run's results and write its HTML report.
+
+    Args:
+        run: Run directory.
+        out: HTML file; by default only the run's own ``report/report.html`` is made.
+
+    Returns:
+        The results, as in ``results.json``.
+    """
+    layout = open_run(run)
+    results = gather(layout)
+    if out is not None:
+        out = Path(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(render_html(results), encoding="utf-8")
+    return results
+
+
+def plan_report(layout: RunLayout) -> Artifact:
+    """Describe the report stage of a run without running it."""
+    attribution = layout.stage("attribute")
+    names = chosen_estimators(layout.config)
+    files = {
+        "train": Path(layout.data("train")),
+        "attribution": attribution / RECORD_FILE,
+        "selection": layout.stage("select") / SELECTION_FILE,
+        **{m: layout.evaluation(m) for m in layout.models},
+        **{
+            f"scores {n}": attribution / scores_file(n, layout.config.attribution.estimator)
+            for n in names
+        },
+    }
+    if layout.config.attribution.baselines:
+        files["baselines"] = attribution / BASELINES_FILE
+
+    def build(folder: Path) -> None:
+        results = gather(layout)
+        write_json(folder / RESULTS_FILE, results)
+        (folder / REPORT_FILE).write_text(render_html(results), encoding="utf-8")
+
+    return Artifact(
+        "report",
+        layout.stage("report"),
+        {"models": layout.models, "estimators": list(names)},
+        {name: file_fingerprint(path) for name, path in files.items()},
+        build,
+    )
+
+
+def load_results(layout: RunLayout) -> dict[str, Any]:
+    """Return the results that the report stage wrote."""
+    path = layout.stage("report") / RESULTS_FILE
+    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def stage_record(folder: Path) -> dict[str, Any]:
+    """Return the ``stage.json`` of a finished stage, empty where there is none."""
+    path = folder / STAGE_FILE
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,0 +1,187 @@
+"""The results of a run in one dict: what `results.json` holds and the report shows.
+
+Everything but ``timings`` and ``versions`` depends on settings and inputs alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from biasdiff.data.records import TrainExample, load_train_set
+from biasdiff.errors import ArtifactError
+from biasdiff.evaluation.comparison import compare_pairs, compare_perplexity
+from biasdiff.evaluation.detection import detection_curve, detection_metrics
+from biasdiff.pipeline.artifacts import STAGE_FILE
+from biasdiff.pipeline.attribute import BASELINES_FILE, RECORD_FILE, chosen_estimators, scores_file
+from biasdiff.pipeline.evaluate import CROWS_PAIRS, PERPLEXITY, PREFERENCE, scores_path
+from biasdiff.pipeline.layout import BASE, BIASED, RunLayout
+from biasdiff.pipeline.select import SELECTION_FILE
+from biasdiff.pipeline.versions import library_versions
+from biasdiff.results import Metric, finite_or_none
+
+SCHEMA = 1
+EXAMPLES_SHOWN = 12
+
+
+def gather(layout: RunLayout) -> dict[str, Any]:
+    """Read the stages of a run and compute comparisons and detection.
+
+    Raises:
+        ArtifactError: If a stage that the report needs has not been run.
+    """
+    _require_stages(layout)
+    config = layout.config
+    examples = load_train_set(layout.data("train"), text_column=config.data.text_column)
+    attribution = layout.stage("attribute")
+    record = _read(attribution / RECORD_FILE)
+    scores = pd.read_parquet(attribution / scores_file("", ""))
+    selection = pd.read_parquet(layout.stage("select") / SELECTION_FILE)
+    evaluations = {name: _read(layout.evaluation(name)) for name in layout.models}
+    truths = [example.is_bias for example in examples]
+    known = all(truth is not None for truth in truths)
+    truth = np.array(truths, dtype=np.int64) if known else None
+    columns = _score_columns(layout)
+    selected = int(selection["selected"].sum())
+    fraction = selected / len(examples)
+    metrics = {name: evaluation["metrics"] for name, evaluation in evaluations.items()}
+    return {
+        "schema": SCHEMA,
+        "name": config.name,
+        "model": config.model.name,
+        "data": {
+            "train": len(examples),
+            "train_biased": int(truth.sum()) if truth is not None else None,
+            "probe_pairs": record["probe_pairs"],
+            "evaluation_pairs": metrics[BASE][PREFERENCE]["metric"]["n"],
+            "held_out_texts": metrics[BASE][PERPLEXITY]["perplexity"]["n"],
+        },
+        "models": metrics,
+        "differences": _differences(layout),
+        "estimator": config.attribution.estimator,
+        "fraction": fraction,
+        "selected": selected,
+        "detection": None
+        if truth is None
+        else {
+            name: _json(detection_metrics(values, truth, fraction=fraction, seed=config.seed))
+            for name, values in columns.items()
+        },
+        "curves": None
+        if truth is None
+        else {name: detection_curve(values, truth) for name, values in columns.items()},
+        "score_distribution": _distribution(scores, examples, known=known),
+        "examples": _extremes(scores, examples, selection),
+        "settings": config.model_dump(mode="json"),
+        "versions": library_versions(),
+        "timings": _timings(layout, record),
+    }
+
+
+def _json(metrics: dict[str, Metric]) -> dict[str, Any]:
+    return {name: metric.to_json() for name, metric in metrics.items()}
+
+
+def _require_stages(layout: RunLayout) -> None:
+    names = ["attribute", "select", *(f"evaluate-{model}" for model in layout.models)]
+    missing = [name for name in names if not (layout.stage(name) / STAGE_FILE).is_file()]
+    if missing:
+        raise ArtifactError(
+            f"{layout.folder} lacks the stages {', '.join(missing)}",
+            expected="a finished run",
+            remedy="go on with 'biasdiff run' and its config",
+        )
+
+
+def _score_columns(layout: RunLayout) -> dict[str, np.typing.NDArray[np.float64]]:
+    folder, main = layout.stage("attribute"), layout.config.attribution.estimator
+    columns = {
+        name: pd.read_parquet(folder / scores_file(name, main))["score"].to_numpy(np.float64)
+        for name in chosen_estimators(layout.config)
+    }
+    if layout.config.attribution.baselines:
+        table = pd.read_parquet(folder / BASELINES_FILE).drop(columns="id")
+        columns |= {str(name): table[name].to_numpy(np.float64) for name in table.columns}
+    return columns
+
+
+def _differences(layout: RunLayout) -> dict[str, Any]:
+    frames: dict[str, dict[str, pd.DataFrame]] = {}
+    for model in layout.models:
+        paths = {b: scores_path(layout.evaluation(model), b) for b in _BENCHMARKS}
+        frames[model] = {b: pd.read_parquet(p) for b, p in paths.items() if p.is_file()}
+    compared = [(BIASED, BASE)]
+    for method in layout.config.mitigation.methods:
+        compared += [(method, BIASED), (method, BASE)]
+    found = {}
+    for after, before in compared:
+        a, b = frames[after], frames[before]
+        entry: dict[str, Any] = {
+            benchmark: _json(compare_pairs(a[benchmark], b[benchmark]))
+            for benchmark in (PREFERENCE, CROWS_PAIRS)
+            if benchmark in a
+        }
+        entry["perplexity_ratio"] = compare_perplexity(a[PERPLEXITY], b[PERPLEXITY]).to_json()
+        found[f"{after} - {before}"] = entry
+    return found
+
+
+def _distribution(
+    scores: pd.DataFrame, examples: Sequence[TrainExample], *, known: bool
+) -> dict[str, list[float | None]]:
+    groups: dict[str, list[float | None]] = {}
+    for value, example in zip(scores["score"], examples, strict=True):
+        label = "all examples"
+        if known:
+            label = "not biased" if not example.is_bias else example.bias_type or "biased"
+        groups.setdefault(label, []).append(finite_or_none(value))
+    return dict(sorted(groups.items(), key=lambda item: (item[0] != "not biased", item[0])))
+
+
+def _extremes(
+    scores: pd.DataFrame, examples: Sequence[TrainExample], selection: pd.DataFrame
+) -> dict[str, list[dict[str, Any]]]:
+    order = np.argsort(-scores["score"].to_numpy(), kind="stable")
+    chosen = selection["selected"].to_numpy()
+
+    def shown(row: int) -> dict[str, Any]:
+        example = examples[row]
+        return {
+            "id": example.id,
+            "row": example.row,
+            "text": example.shown(),
+            "score": finite_or_none(float(scores["score"].iloc[row])),
+            "is_bias": example.is_bias,
+            "bias_type": example.bias_type,
+            "selected": bool(chosen[row]),
+        }
+
+    return {
+        "most": [shown(int(row)) for row in order[:EXAMPLES_SHOWN]],
+        "least": [shown(int(row)) for row in order[::-1][:EXAMPLES_SHOWN]],
+    }
+
+
+def _timings(layout: RunLayout, attribution: dict[str, Any]) -> dict[str, Any]:
+    stages = {
+        folder.name: _read(folder / STAGE_FILE)["seconds"]
+        for folder in sorted(layout.folder.iterdir())
+        if (folder / STAGE_FILE).is_file() and folder.name != "report"
+    }
+    return {
+        "stages": stages,
+        "attribution": attribution["throughput"],
+        "peak_memory_bytes": attribution["peak_memory_bytes"],
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+_BENCHMARKS = (PREFERENCE, CROWS_PAIRS, PERPLEXITY)
