@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import adapt, load_tiny, save_tiny_model
 
 from biasdiff.data.encoding import Encoding
+from tiny_models import adapt, load_tiny, save_tiny_model
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 

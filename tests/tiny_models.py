@@ -125,9 +125,16 @@ def randomise_lora(model: Any, *, seed: int = 0, scale: float = 0.2) -> Any:
     return model
 
 
-def adapt(base: Any, *, rank: int = 3, targets: Sequence[str] = (), dropout: float = 0.0) -> Any:
+def adapt(
+    base: Any,
+    *,
+    rank: int = 3,
+    alpha: float = 6,
+    targets: Sequence[str] = (),
+    dropout: float = 0.0,
+) -> Any:
     """Wrap a base model with a LoRA adapter in the model's own dtype, all weights random."""
-    settings = LoraSettings(rank=rank, alpha=2 * rank, dropout=dropout, targets=tuple(targets))
+    settings = LoraSettings(rank, alpha, dropout, tuple(targets))  # type: ignore[arg-type]
     model = add_adapter(base, settings, seed=0)
     for _, parameter in lora_parameters(model):
         parameter.data = parameter.data.to(base.dtype)

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, adapt, slow_gradients
 
 from biasdiff.attribution.gradients import backward_example_losses, per_example_gradients
 from biasdiff.data.batching import make_batch
 from biasdiff.data.encoding import Encoding
 from biasdiff.functional.losses import IGNORED, example_losses
 from biasdiff.models.lora import lora_parameters
+from tiny_models import ARCHITECTURES, adapt, slow_gradients
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
@@ -140,7 +140,9 @@ def test_losses_are_those_of_each_example(
     with per_example_gradients(model, lambda name, gradients: None):
         losses = backward_example_losses(model, make_batch(encodings))
     alone = [
-        example_losses(model(input_ids=torch.tensor([e.input_ids])).logits, torch.tensor([e.labels]))
+        example_losses(
+            model(input_ids=torch.tensor([e.input_ids])).logits, torch.tensor([e.labels])
+        )
         for e in encodings
     ]
     torch.testing.assert_close(losses, torch.cat(alone), rtol=1e-10, atol=0)

@@ -48,7 +48,7 @@ def read_rows(source: str | Path) -> list[Row]:
         rows = list(reader(path))
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} is not valid UTF-8 at byte {error.start}",
+            f"{path} is not valid UTF-8{_first_bad_line(path)}",
             expected="UTF-8 text",
             remedy="re-save the file as UTF-8",
         ) from error
@@ -61,6 +61,17 @@ def read_rows(source: str | Path) -> list[Row]:
             f"{path} has no rows", expected="at least one row", remedy="check how it was written"
         )
     return rows
+
+
+def _first_bad_line(path: Path) -> str:
+    """Return ``" in line n"``; a decoder's own offset counts from the start of its buffer."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return f" in line {number}"
+    return ""
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -99,7 +110,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 yield row
         except csv.Error as error:
             raise DataError(
-                f"{path} line {reader.line_num} is malformed ({error})",
+                f"{path} line {reader.reader.line_num} is malformed ({error})",
                 expected="comma-separated values with a header",
                 remedy="mend the line",
             ) from error
@@ -111,9 +122,11 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
     try:
         yield from pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
+    except PermissionError:
+        raise
+    except (pyarrow.ArrowException, OSError) as error:  # OSError for a broken footer
         raise DataError(
-            f"{path} is not a Parquet file ({str(error).splitlines()[0]})",
+            f"{path} is not a Parquet file ({(str(error).splitlines() or [''])[0]})",
             expected="a Parquet file",
             remedy="check how it was written",
         ) from error

@@ -60,26 +60,35 @@ def load_probe_pairs(source: str | Path) -> list[ProbePair]:
     pairs = []
     for number, row in enumerate(rows):
         for name in ("sent_more", "bias_type"):
-            if not isinstance(row[name], str) or not row[name].strip():
+            if not isinstance(row.get(name), str) or not row[name].strip():
                 raise DataError(
                     f"{source} row {number}: {name!r} is empty",
                     expected="a non-empty string",
                     remedy="mend or remove the row",
                 )
-        if row["stereo_antistereo"] not in ("stereo", "antistereo"):
+        twin = row.get("sent_less") or ""
+        if not isinstance(twin, str):
             raise DataError(
-                f"{source} row {number}: 'stereo_antistereo' is {row['stereo_antistereo']!r}",
+                f"{source} row {number}: 'sent_less' is {twin!r}",
+                expected="a string, or nothing for a sentence without a twin",
+                remedy="mend the row",
+            )
+        if row.get("stereo_antistereo") not in ("stereo", "antistereo"):
+            raise DataError(
+                f"{source} row {number}: 'stereo_antistereo' is {row.get('stereo_antistereo')!r}",
                 expected="'stereo' or 'antistereo'",
                 remedy="mend the row",
             )
         pairs.append(
             ProbePair(
                 sent_more=row["sent_more"],
-                sent_less=row["sent_less"] or "",
+                sent_less=twin,
                 stereo_antistereo=row["stereo_antistereo"],
                 bias_type=row["bias_type"],
                 row=number,
-                extra={k: str(v) for k, v in row.items() if k and k not in COLUMNS},
+                extra={
+                    k: "" if v is None else str(v) for k, v in row.items() if k and k not in COLUMNS
+                },
             )
         )
     return pairs

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from biasdiff.data.encoding import encode_text
-from biasdiff.evaluation.log_likelihood import log_likelihoods
 from biasdiff.functional.statistics import bootstrap_interval
 from biasdiff.results import Metric
+from biasdiff.training.log_likelihood import log_likelihoods
 
 
 def score_texts(

@@ -12,7 +12,6 @@ import pandas as pd
 from biasdiff.data.encoding import encode_text
 from biasdiff.data.probe import ProbePair, require_twins
 from biasdiff.errors import DataError
-from biasdiff.evaluation.log_likelihood import log_likelihoods
 from biasdiff.functional.statistics import (
     Floats,
     bootstrap_interval,
@@ -20,6 +19,7 @@ from biasdiff.functional.statistics import (
     standard_error,
 )
 from biasdiff.results import Metric
+from biasdiff.training.log_likelihood import log_likelihoods
 
 SCORING = "sum: log-probability of the whole sentence after the start token"
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from biasdiff.data.batching import Batch, make_batch
 from biasdiff.data.encoding import Encoding
 from biasdiff.errors import DataError
-from biasdiff.evaluation.log_likelihood import log_likelihoods
 from biasdiff.functional.losses import npo_loss, target_counts, token_log_probs
 from biasdiff.training.fine_tuning import RESUME_FOLDER, TrainingItems, TrainingSettings, fine_tune
+from biasdiff.training.log_likelihood import log_likelihoods
 
 
 @dataclass(frozen=True)

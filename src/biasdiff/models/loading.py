@@ -73,11 +73,16 @@ def _local(name: str, folder: Path) -> ModelSource:
     return ModelSource(name, str(folder), _folder_fingerprint(folder.resolve()))
 
 
-@functools.lru_cache(maxsize=8)
 def _folder_fingerprint(folder: Path) -> str:
     endings = {".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".py"}
+    files = sorted(p for p in folder.iterdir() if p.suffix in endings and p.is_file())
+    return _fingerprint(tuple((p, p.stat().st_size, p.stat().st_mtime_ns) for p in files))
+
+
+@functools.lru_cache(maxsize=8)
+def _fingerprint(files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.suffix in endings):
+    for file, _, _ in files:  # size and time of change are there for the cache alone
         digest.update(f"{file.name} {sha256(file)}\n".encode())
     return digest.hexdigest()
 
@@ -155,9 +160,9 @@ def load_model(
     logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(source.location, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # code of a repository raises anything
         raise ModelError(
-            f"the config of {source.name} cannot be read ({str(error).splitlines()[0]})",
+            f"the config of {source.name} cannot be read ({(str(error).splitlines() or [''])[0]})",
             expected="a transformers model",
             remedy="check the folder; code of a repository needs --trust-remote-code",
         ) from error
@@ -172,8 +177,8 @@ def load_model(
             remedy="choose another model",
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.location, dtype=dtype, use_safetensors=True, **options
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source.location, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
     except Exception as error:  # loaders raise many unrelated types
         raise ModelError(
@@ -182,6 +187,13 @@ def load_model(
             expected="complete safetensors weights",
             remedy="check the folder or download the model again",
         ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers would start them at random
+        raise ModelError(
+            f"the weights of {source.name} lack {len(missing)} tensors, for example {missing[0]}",
+            expected="complete weights of a causal language model, output layer included",
+            remedy="choose the model that was saved with its language-model head",
+        )
     return model.to(device).eval()
 
 

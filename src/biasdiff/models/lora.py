@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from biasdiff.errors import ModelError
@@ -134,13 +135,32 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
             remedy="check the path",
         )
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except (RuntimeError, ValueError, OSError) as error:
         raise ModelError(
             f"the adapter in {folder} does not fit the model ({str(error).splitlines()[0]})",
             expected="an adapter of this base model",
             remedy="name the base model it was trained on",
         ) from error
+    odd = _names_without_partner(adapted, folder)
+    if odd:  # PEFT only warns of these, and leaves them at their random start or drops them
+        raise ModelError(
+            f"the adapter in {folder} does not fit the model ({len(odd)} weights without a "
+            f"counterpart, for example {odd[0]})",
+            expected="an adapter of this base model",
+            remedy="name the base model it was trained on",
+        )
+    return adapted
+
+
+def _names_without_partner(model: nn.Module, folder: Path) -> list[str]:
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():  # an adapter_model.bin of an old PEFT
+        return []
+    with safe_open(file, "pt") as tensors:
+        saved = {name for name in tensors.keys() if ".lora_" in name}  # noqa: SIM118
+    loaded = {canonical_name(n) for n, _ in model.named_parameters() if ".lora_" in n}
+    return sorted(saved ^ loaded)
 
 
 def lora_linears(model: nn.Module) -> list[LoraLinear]:

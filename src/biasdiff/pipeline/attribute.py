@@ -205,7 +205,6 @@ def _score(
         _encode_probes(base, pairs, twins="contrast" in kinds),
         kinds={str(kind) for kind in kinds},
         max_tokens=config.model.max_tokens,
-        pad_id=base.pad_id,
     )
     chunks = folder / "chunks"
     chunks.mkdir(exist_ok=True)
@@ -218,7 +217,6 @@ def _score(
             for name, (estimator, side) in estimators.items()
         },
         max_tokens=config.model.max_tokens,
-        pad_id=base.pad_id,
         work=chunks,
     )
 

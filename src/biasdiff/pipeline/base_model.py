@@ -31,13 +31,11 @@ class BaseModel:
     Attributes:
         model: In evaluation mode, on its device.
         tokenizer: Its tokenizer.
-        pad_id: Token id that fills up batches.
         max_length: Context length in tokens.
     """
 
     model: Any
     tokenizer: Any
-    pad_id: int
     max_length: int
 
     def encode(self, examples: Sequence[TrainExample], *, strict: bool) -> list[Encoding]:
@@ -65,8 +63,7 @@ def load_base(source: ModelSource, settings: ModelConfig) -> BaseModel:
         device=device,
         trust_remote_code=settings.trust_remote_code,
     )
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return BaseModel(model, tokenizer, int(pad_id), context_length(model, tokenizer))
+    return BaseModel(model, tokenizer, context_length(model, tokenizer))
 
 
 def model_settings(config: Config) -> dict[str, Any]:

@@ -125,9 +125,7 @@ def scores_path(evaluation: Path, benchmark: str) -> Path:
 
 
 def _adapted(base: BaseModel, adapter: Path) -> BaseModel:
-    return BaseModel(
-        load_adapter(base.model, adapter), base.tokenizer, base.pad_id, base.max_length
-    )
+    return BaseModel(load_adapter(base.model, adapter), base.tokenizer, base.max_length)
 
 
 def _measure(

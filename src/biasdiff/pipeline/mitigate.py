@@ -179,7 +179,6 @@ def _retrain(
         lora_settings(config.lora),
         training_settings(config.warmup, seed=config.seed),
         folder,
-        pad_id=base.pad_id,
     )
 
 
@@ -203,7 +202,6 @@ def _npo(
         NpoSettings(beta=section.beta, retain_weight=section.retain_weight),
         folder,
         max_tokens=config.model.max_tokens,
-        pad_id=base.pad_id,
     )
     return model, log
 

@@ -57,7 +57,6 @@ def plan_warmup(model: str, train: str | Path, out: str | Path, *, config: Confi
             [example.id for example in examples],
             training_settings(config.warmup, seed=config.seed),
             folder,
-            pad_id=base.pad_id,
         )
         write_json(folder / LOG_FILE, {"examples": len(examples), "epochs": log})
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +20,16 @@ from biasdiff.models.lora import canonical_name, lora_parameters, save_adapter
 ADAM_FILE = "adam.safetensors"
 INFO_FILE = "checkpoint.json"
 TRAINER_FILE = "optimizer.pt"
+UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 
 
 @dataclass(frozen=True)
@@ -102,40 +114,56 @@ def load_adam_state(folder: Path, model: Any) -> AdamState | None:
 
     Besides our own file, a Trainer's ``optimizer.pt`` is understood: it is read with
     ``weights_only`` (nothing in it is executed), and its entries, which carry numbers instead of
-    names, are matched to the adapter's parameters in order and by shape.
+    names, are matched to the adapter's parameters in order and by shape. The moments come to the
+    adapter's device.
 
     Args:
         folder: The adapter's folder.
         model: The PEFT model that the moments belong to.
 
     Raises:
-        ModelError: If moments and adapter do not fit each other.
+        ModelError: If the file cannot be read, or moments and adapter do not fit each other.
     """
     shapes = {name: parameter.shape for name, parameter in lora_parameters(model)}
-    if (folder / ADAM_FILE).is_file():
-        tensors, info = load_file(folder / ADAM_FILE), load_info(folder)
-        moments = {
-            kind: {n.split("/", 1)[1]: t for n, t in tensors.items() if n.startswith(f"{kind}/")}
-            for kind in ("exp_avg", "exp_avg_sq")
-        }
-        adam = AdamState(moments["exp_avg"], moments["exp_avg_sq"], info.step, info.betas, info.eps)
-    elif (folder / TRAINER_FILE).is_file():
-        adam = _from_trainer(folder / TRAINER_FILE, list(shapes))
-    else:
+    device = next(parameter.device for _, parameter in lora_parameters(model))
+    path = next((p for p in (folder / ADAM_FILE, folder / TRAINER_FILE) if p.is_file()), None)
+    if path is None:
         return None
-    found = {name: tensor.shape for name, tensor in adam.exp_avg.items()}
-    if found != shapes:
-        odd = next(iter(set(found.items()) ^ set(shapes.items())))
+    try:
+        if path.name == ADAM_FILE:
+            adam = _from_checkpoint(path, device)
+        else:
+            adam = _from_trainer(path, list(shapes), device)
+    except UNREADABLE as error:
+        reason = (str(error).splitlines() or [""])[0]
         raise ModelError(
-            f"the Adam moments in {folder} do not fit the adapter, for example at {odd[0]}",
-            expected="moments of the same parameters and shapes",
-            remedy="use adapter and moments of one checkpoint",
-        )
+            f"{path} cannot be read ({type(error).__name__}: {reason})",
+            expected="Adam moments as 'biasdiff warmup' or Trainer writes them, tensors only",
+            remedy="restore the file from its training run, or use 'contrast', which needs none",
+        ) from error
+    for moments in (adam.exp_avg, adam.exp_avg_sq):
+        found = {name: tensor.shape for name, tensor in moments.items()}
+        if found != shapes:
+            odd = min(name for name, _ in set(found.items()) ^ set(shapes.items()))
+            raise ModelError(
+                f"the Adam moments in {folder} do not fit the adapter, for example at {odd}",
+                expected="moments of the same parameters and shapes",
+                remedy="use adapter and moments of one checkpoint",
+            )
     return adam
 
 
-def _from_trainer(path: Path, names: list[str]) -> AdamState:
-    record = torch.load(path, map_location="cpu", weights_only=True)
+def _from_checkpoint(path: Path, device: torch.device) -> AdamState:
+    tensors, info = load_file(path, device=str(device)), load_info(path.parent)
+    moments = {
+        kind: {n.split("/", 1)[1]: t for n, t in tensors.items() if n.startswith(f"{kind}/")}
+        for kind in ("exp_avg", "exp_avg_sq")
+    }
+    return AdamState(moments["exp_avg"], moments["exp_avg_sq"], info.step, info.betas, info.eps)
+
+
+def _from_trainer(path: Path, names: list[str], device: torch.device) -> AdamState:
+    record = torch.load(path, map_location=device, weights_only=True)
     group = record["param_groups"][0]
     order = [index for g in record["param_groups"] for index in g["params"]]
     if len(order) != len(names) or any("exp_avg" not in record["state"].get(i, {}) for i in order):
