@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_the_loss_by_hand(
         expected += 2 / beta * math.log(1 + math.exp(beta * difference)) / len(forget)
     tokens = sum(e.targets for e in retain)
     expected -= retain_weight * sum(float(log_prob(biased, e)) for e in retain) / tokens
-    assert float(loss(biased, batch, None)) == pytest.approx(expected, rel=1e-6)
+    assert float(loss(biased, batch, None).detach()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_first_loss_is_that_of_the_reference_itself(
@@ -82,8 +83,11 @@ def test_unlearning_lowers_the_forget_set_and_keeps_the_retain_set(
     for weight in (0.0, 2.0):
         model, _ = adapted(architecture)
         before = log_likelihoods(model, forget, max_tokens=100)
-        log = start(model, forget, retain, tmp_path, NpoSettings(0.5, weight))
-        assert (log_likelihoods(model, forget, max_tokens=100) < before - 3).all()
+        training = replace(TRAINING, epochs=6, learning_rate=2e-2)
+        log = start(model, forget, retain, tmp_path, NpoSettings(0.5, weight), training)
+        after = log_likelihoods(model, forget, max_tokens=100)
+        assert (after < before).all()
+        assert after.mean() < before.mean() - 5
         assert log[-1]["loss"] < log[0]["loss"]
         assert not list(tmp_path.iterdir()), "something is left of the run"
         kept[weight] = log_likelihoods(model, retain, max_tokens=100).mean()

@@ -137,7 +137,7 @@ def test_one_stage_of_a_run(tiny_folder: Models, tmp_path: Path) -> None:
     assert run_stages(folder, "mitigate-npo") == [folder / "mitigate-npo"]
     with pytest.raises(ConfigError, match=r"no stage 'atribute'.*did you mean 'attribute'"):
         run_stages(folder, "atribute")
-    with pytest.raises(ArtifactError, match="no config.yaml"):
+    with pytest.raises(ArtifactError, match=r"no config\.yaml"):
         run_stages(tmp_path, "evaluate")
 
 

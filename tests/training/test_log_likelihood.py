@@ -30,7 +30,7 @@ def test_equal_to_one_sentence_at_a_time(
     tiny: Loader, encodings: list[Encoding], architecture: str, max_tokens: int
 ) -> None:
     model, tokenizer = tiny(architecture)
-    found = log_likelihoods(model, encodings, max_tokens=max_tokens, pad_id=1)
+    found = log_likelihoods(model, encodings, max_tokens=max_tokens)
     expected = [manual(model, tokenizer, sentence) for sentence in SENTENCES]
     assert found == pytest.approx(expected, abs=1e-4)
     assert found.dtype == np.float64
@@ -41,12 +41,6 @@ def test_the_order_does_not_matter(tiny: Loader, encodings: list[Encoding]) -> N
     order = [3, 9, 0, 7, 1, 8, 2, 6, 4, 5]
     found = log_likelihoods(model, [encodings[i] for i in order], max_tokens=70)
     assert found == pytest.approx(log_likelihoods(model, encodings, max_tokens=70)[order], abs=1e-4)
-
-
-def test_the_padding_token_does_not_matter(tiny: Loader, encodings: list[Encoding]) -> None:
-    model, _ = tiny("opt")
-    a, b = (log_likelihoods(model, encodings, max_tokens=500, pad_id=pad) for pad in (0, 77))
-    assert a == pytest.approx(b, abs=1e-4)
 
 
 def test_dropout_is_off(adapted: Loader, encodings: list[Encoding]) -> None:

@@ -18,7 +18,6 @@ from biasdiff.training import warmup
 from biasdiff.training.checkpoints import load_adam_state, load_info
 from biasdiff.training.fine_tuning import BucketSampler, TrainingSettings
 from biasdiff.training.warmup import (
-    LOSSES,
     example_mean_loss,
     stratified_sample,
     token_mean_loss,
@@ -202,17 +201,21 @@ def one_step(
     return {name: moment / 0.1 for name, moment in adam.exp_avg.items()}
 
 
-@pytest.mark.parametrize("sizes", [(10, 1), (5, 2), (2, 5), (3, 4)])
-@pytest.mark.parametrize("loss_average", sorted(LOSSES))
+@pytest.mark.parametrize(
+    ("loss_average", "sizes"),
+    [
+        *(("token", sizes) for sizes in [(10, 1), (5, 2), (2, 5), (3, 4)]),
+        # No (3, 4): of ten examples the last would then make a micro-batch alone and weigh thrice.
+        *(("example", sizes) for sizes in [(10, 1), (5, 2), (2, 5)]),
+    ],
+)
 def test_accumulation_gives_the_update_of_one_big_batch(
     adapted: Adapted,
     encodings: list[Encoding],
     tmp_path: Path,
-    sizes: tuple[int, int],
     loss_average: str,
+    sizes: tuple[int, int],
 ) -> None:
-    if loss_average == "example" and len(encodings) % sizes[0]:
-        pytest.skip("micro-batches of unequal size weigh examples unequally in this average")
     found = one_step(
         adapted,
         encodings,

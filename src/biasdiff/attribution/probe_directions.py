@@ -45,7 +45,7 @@ class EncodedProbes:
 
 
 def probe_directions(
-    model: Any, probes: EncodedProbes, *, kinds: set[str], max_tokens: int, pad_id: int = 0
+    model: Any, probes: EncodedProbes, *, kinds: set[str], max_tokens: int
 ) -> dict[str, ProbeDirection]:
     """Sum the unit probe vectors of every bias type, in one pass over the probe set.
 
@@ -59,7 +59,6 @@ def probe_directions(
         probes: The reference draw.
         kinds: Some of ``plain`` and ``contrast``.
         max_tokens: Token budget of a batch.
-        pad_id: Any id of the vocabulary.
 
     Raises:
         NonFiniteError: If a probe's gradient is NaN or infinite; its name is given.
@@ -87,7 +86,7 @@ def probe_directions(
             encodings += [probes.less[i] for i in members] if twins else []
             gradients: dict[str, Tensor] = {}
             with per_example_gradients(model, gradients.__setitem__):
-                backward_example_losses(model, make_batch(encodings, pad_id=pad_id, device=device))
+                backward_example_losses(model, make_batch(encodings, device=device))
             n = len(members)
             memberships = torch.zeros(n, len(types), device=device, dtype=dtype)
             for row, index in enumerate(members):

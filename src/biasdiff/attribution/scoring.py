@@ -81,7 +81,6 @@ def score_train_set(
     comparisons: Mapping[str, Comparison],
     *,
     max_tokens: int,
-    pad_id: int = 0,
     work: Path | None = None,
 ) -> tuple[dict[str, Scores], dict[str, float]]:
     """Score every train example with every comparison in one pass.
@@ -92,7 +91,6 @@ def score_train_set(
         names: Ids, for error messages.
         comparisons: By estimator.
         max_tokens: Token budget of a batch.
-        pad_id: Any id of the vocabulary.
         work: Folder where finished chunks are kept, so that an interrupted pass goes on.
 
     Returns:
@@ -118,9 +116,7 @@ def score_train_set(
                 progress.skip(len(indices))
             else:
                 began = time.perf_counter()
-                chunk = _score_chunk(
-                    model, encodings, names, members, comparisons, pad_id, progress
-                )
+                chunk = _score_chunk(model, encodings, names, members, comparisons, progress)
                 timing["seconds"] += time.perf_counter() - began
                 timing["examples"] += len(indices)
                 timing["tokens"] += sum(len(encodings[i]) for i in indices)
@@ -139,13 +135,12 @@ def _score_chunk(
     names: Sequence[str],
     batches: Sequence[Sequence[int]],
     comparisons: Mapping[str, Comparison],
-    pad_id: int,
     progress: Task,
 ) -> dict[str, Tensor]:
     device = next(model.parameters()).device
     found: dict[str, list[Tensor]] = {name: [] for name in comparisons}
     for batch in batches:
-        inputs = make_batch([encodings[i] for i in batch], pad_id=pad_id, device=device)
+        inputs = make_batch([encodings[i] for i in batch], device=device)
         losses, values = score_batch(model, inputs, comparisons)
         _check_finite(losses, values, [names[i] for i in batch])
         for name, value in values.items():

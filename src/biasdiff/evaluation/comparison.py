@@ -46,8 +46,9 @@ def compare_perplexity(after: pd.DataFrame, before: pd.DataFrame) -> Metric:
     )
     tokens = after["tokens"].to_numpy(dtype=np.float64)
     low, high = bootstrap_interval(change, tokens)
-    value = math.exp(change.sum() / tokens.sum())
-    return Metric(value, len(change), "lower_is_better", interval=(math.exp(low), math.exp(high)))
+    with np.errstate(over="ignore"):
+        value, low, high = np.exp([change.sum() / tokens.sum(), low, high]).tolist()
+    return Metric(value, len(change), "lower_is_better", interval=(low, high))
 
 
 def excludes_zero(metric: Metric) -> bool:

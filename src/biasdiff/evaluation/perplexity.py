@@ -39,5 +39,7 @@ def perplexity_metric(scores: pd.DataFrame) -> Metric:
     losses = scores["negative_log_likelihood"].to_numpy(dtype=np.float64)
     tokens = scores["tokens"].to_numpy(dtype=np.float64)
     low, high = bootstrap_interval(losses, tokens)
-    value = math.exp(losses.sum() / tokens.sum()) if tokens.sum() > 0 else math.nan
-    return Metric(value, len(losses), "lower_is_better", interval=(math.exp(low), math.exp(high)))
+    mean = losses.sum() / tokens.sum() if tokens.sum() > 0 else math.nan
+    with np.errstate(over="ignore"):  # a wrecked model's perplexity is infinite
+        value, low, high = np.exp([mean, low, high]).tolist()
+    return Metric(value, len(losses), "lower_is_better", interval=(low, high))

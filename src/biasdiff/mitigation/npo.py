@@ -42,7 +42,6 @@ def unlearn(
     folder: Path,
     *,
     max_tokens: int,
-    pad_id: int = 0,
 ) -> list[dict[str, float]]:
     """Train the biased model's adapter away from the forget set, in place.
 
@@ -59,7 +58,6 @@ def unlearn(
         settings: Of the loss.
         folder: Holds what an interrupted run resumes from.
         max_tokens: Token budget for the reference pass.
-        pad_id: Any id of the vocabulary.
 
     Raises:
         DataError: If the forget set is empty, or the retain set is while its weight is not 0.
@@ -70,14 +68,19 @@ def unlearn(
             expected="at least one of each",
             remedy="select a fraction between 0 and 1, or set the retain weight to 0",
         )
-    reference = torch.from_numpy(_reference(model, forget, folder, max_tokens, pad_id)).float()
-    partners = _partners(len(forget), len(retain), training.seed)
+    # Before training goes on: a resumed run must not take it from the half-trained adapter.
+    reference = torch.from_numpy(
+        log_likelihoods(model, forget, max_tokens=max_tokens, description="reference")
+    ).float()
+    partners = _partners(
+        len(forget), len(retain) if settings.retain_weight > 0 else 0, training.seed
+    )
 
     def collate(indices: Sequence[int]) -> Batch:
         encodings = [forget[i] for i in indices] + [
             retain[partners[i]] for i in indices if partners
         ]
-        batch = make_batch(encodings, pad_id=pad_id)
+        batch = make_batch(encodings)
         return batch | {"index": torch.tensor(indices), "reference": reference[list(indices)]}
 
     items = TrainingItems([len(e) for e in forget], forget_names, collate)
@@ -103,15 +106,6 @@ def forget_and_retain_loss(
         return total
 
     return loss
-
-
-def _reference(
-    model: Any, forget: Sequence[Encoding], folder: Path, max_tokens: int, pad_id: int
-) -> Any:
-    """Compute the reference once; a resumed run must not take it from the half-trained adapter."""
-    return log_likelihoods(
-        model, forget, max_tokens=max_tokens, pad_id=pad_id, description="reference"
-    )
 
 
 def _partners(forget: int, retain: int, seed: int) -> list[int]:

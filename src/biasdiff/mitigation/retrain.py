@@ -20,8 +20,6 @@ def retrain(
     lora: LoraSettings,
     training: TrainingSettings,
     folder: Path,
-    *,
-    pad_id: int = 0,
 ) -> tuple[Any, list[dict[str, float]]]:
     """Train a fresh adapter on the examples that were not selected.
 
@@ -35,7 +33,6 @@ def retrain(
         lora: Shape of the adapter.
         training: How to train.
         folder: Holds what an interrupted run resumes from.
-        pad_id: Any id of the vocabulary.
 
     Returns:
         The adapted model, and loss and gradient norm after each epoch.
@@ -50,5 +47,5 @@ def retrain(
             remedy="select a smaller fraction",
         )
     model = add_adapter(base, lora, seed=training.seed)
-    log = warm_up(model, retain, names, training, folder, pad_id=pad_id, description="retraining")
+    log = warm_up(model, retain, names, training, folder, description="retraining")
     return model, log

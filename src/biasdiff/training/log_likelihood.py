@@ -21,7 +21,6 @@ def log_likelihoods(
     encodings: Sequence[Encoding],
     *,
     max_tokens: int,
-    pad_id: int = 0,
     description: str = "log-likelihoods",
 ) -> NDArray[np.float64]:
     """Return log P of each text's target tokens given those before, summed, [n].
@@ -37,7 +36,7 @@ def log_likelihoods(
     model.eval()
     with task(description, len(encodings)) as progress, torch.inference_mode():
         for members in token_budget_batches([len(e) for e in encodings], max_tokens=max_tokens):
-            batch = make_batch([encodings[i] for i in members], pad_id=pad_id, device=device)
+            batch = make_batch([encodings[i] for i in members], device=device)
             inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids")}
             logits = model(**inputs, use_cache=False).logits
             values[members] = sequence_log_probs(logits, batch["labels"]).double().cpu().numpy()

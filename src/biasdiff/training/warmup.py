@@ -47,11 +47,11 @@ def _logits(model: Any, batch: Batch) -> Tensor:
 LOSSES: dict[str, BatchLoss] = {"token": token_mean_loss, "example": example_mean_loss}
 
 
-def text_items(encodings: Sequence[Encoding], names: Sequence[str], pad_id: int) -> TrainingItems:
+def text_items(encodings: Sequence[Encoding], names: Sequence[str]) -> TrainingItems:
     """Return training items that are the given encodings."""
 
     def collate(indices: Sequence[int]) -> Batch:
-        batch = make_batch([encodings[i] for i in indices], pad_id=pad_id)
+        batch = make_batch([encodings[i] for i in indices])
         return batch | {"index": torch.tensor(indices)}
 
     return TrainingItems([len(e) for e in encodings], names, collate)
@@ -64,7 +64,6 @@ def warm_up(
     settings: TrainingSettings,
     folder: Path,
     *,
-    pad_id: int = 0,
     description: str = "warm-up",
 ) -> list[dict[str, float]]:
     """Fine-tune the model's adapter on texts; write ``checkpoints/epoch-N`` under ``folder``.
@@ -79,7 +78,6 @@ def warm_up(
         names: Their ids, for error messages.
         settings: How to train.
         folder: Where checkpoints go; also holds what an interrupted run resumes from.
-        pad_id: Any id of the vocabulary.
         description: For the progress bar.
 
     Returns:
@@ -102,7 +100,7 @@ def warm_up(
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     return fine_tune(
         model,
-        text_items(encodings, names, pad_id),
+        text_items(encodings, names),
         LOSSES[settings.loss_average],
         settings,
         folder / RESUME_FOLDER,
