@@ -84,6 +84,7 @@ class AttributionConfig(Section):
 
     estimator: str = "contrast"
     train_side: str | None = Field(None, description="sgd, less or adam; null: the estimator's own")
+    checkpoint: Count | None = Field(None, description="warm-up epoch to score at; null: the last")
     also: tuple[str, ...] = Field((), description="estimators that are reported only")
     baselines: tuple[str, ...] = Field((), description="scores without gradients, reported only")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import subprocess
 import sys
 import time
@@ -68,7 +69,7 @@ QUICK = ("--set", "lora.rank=2", "--set", "warmup.epochs=1", "--set", "warmup.ba
         ("blank.jsonl", '{"text": "a b"}\n{"text": " "}\n', "row 1: 'text' is empty"),
         ("number.jsonl", '{"text": "a b"}\n{"text": 7}\n', "row 1: 'text' is 7"),
         ("twice.jsonl", '{"text": "a", "id": 1}\n{"text": "b", "id": 1}\n', "1 repeated ids"),
-        ("utf8.jsonl", b'{"text": "\xff\xfe"}\n', "not valid UTF-8 at byte 10"),
+        ("utf8.jsonl", b'{"text": "\xff\xfe"}\n', "is not valid UTF-8"),
         ("cut.jsonl", '{"text": "a"\n', "line 1 is not JSON"),
         ("truth.jsonl", '{"text": "a", "is_bias": 2}\n', "'is_bias' is 2"),
         ("data.xml", "<a/>", "ends in '.xml'"),
@@ -201,7 +202,7 @@ def test_nan_weights_name_the_examples(files: dict[str, Path], tmp_path: Path) -
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     line = refused("warmup", *options(files, model=broken, probe=None), *QUICK)
     assert "training loss became nan" in line
-    assert "b0" in line or "f0" in line
+    assert re.search(r"in the batch of ([bf]\d(, )?){4};", line)
     assert invoke("warmup", *options(files, probe=None), *QUICK, "--force").exit_code == 0
     line = refused(
         "attribute", *options(files, model=broken, adapter=files["out"], out=tmp_path / "s")
@@ -236,7 +237,7 @@ def test_an_output_folder_of_something_else_is_never_touched(files: dict[str, Pa
     precious = files["out"] / "thesis.txt"
     precious.write_text("mine")
     line = refused("warmup", *options(files, probe=None), *QUICK)
-    assert "no output of biasdiff" in line
+    assert "is no output of biasdiff (it holds thesis.txt)" in line
     refused("warmup", *options(files, probe=None), *QUICK, "--force")
     assert precious.read_text() == "mine"
 

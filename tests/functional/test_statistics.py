@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from biasdiff.functional.statistics import (
+    auroc,
     bootstrap_interval,
     proportion_interval,
     standard_error,
@@ -69,3 +70,13 @@ def test_wilson_interval_is_its_formula(successes: int, n: int) -> None:
 
 def test_wilson_interval_of_nothing() -> None:
     assert all(map(math.isnan, proportion_interval(0, 0)))
+
+
+def test_auroc_equals_scikit_learn_with_ties() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        truth = np.array([0, 1, *draw.integers(0, 2, 30)])
+        scores = draw.integers(0, 6, 32).astype(float)
+        assert auroc(truth, scores) == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)

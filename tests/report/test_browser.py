@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from results_example import example_results
 
-from biasdiff.report.html import render_html
+from biasdiff.reporting.html import render_html
+from report.results_example import example_results
 
 CHROMIUM, CHROMEDRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 MISSING = [str(path) for path in (CHROMIUM, CHROMEDRIVER) if not path.exists()]

@@ -8,12 +8,12 @@ import sys
 from typing import Any
 
 import pytest
-from results_example import example_results, metric
 
-from biasdiff.report.differences import DECREASED, INCREASED, NO_INTERVAL, NOISE, verdict
-from biasdiff.report.html import render_html, script_json, script_source
-from biasdiff.report.measures import show, show_interval
-from biasdiff.report.summary import overview, statements
+from biasdiff.reporting.differences import DECREASED, INCREASED, NO_INTERVAL, NOISE, verdict
+from biasdiff.reporting.html import render_html, script_json, script_source
+from biasdiff.reporting.measures import show, show_interval
+from biasdiff.reporting.summary import overview, statements
+from report.results_example import example_results, metric
 
 TWELVE_TYPES = tuple(f"type-{i}" for i in range(12))
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -254,7 +254,7 @@ def test_numbers() -> None:
 
 def test_the_report_never_imports_torch() -> None:
     code = (
-        "import sys, biasdiff.report.html, biasdiff.report.terminal;"
+        "import sys, biasdiff.reporting.html, biasdiff.reporting.terminal;"
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'plotly')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,10 +5,10 @@ import re
 from typing import Any
 
 import pytest
-from results_example import example_results
 from rich.console import Console
 
-from biasdiff.report.terminal import print_evaluation, print_report
+from biasdiff.reporting.terminal import print_evaluation, print_report
+from report.results_example import example_results
 
 
 def printed(results: dict[str, Any], *, width: int = 80) -> str:

@@ -16,7 +16,7 @@ from biasdiff.errors import NonFiniteError
 from biasdiff.models.lora import lora_parameters
 from biasdiff.progress import task
 
-MAX_HELD_BYTES = 2**30
+MAX_HELD_BYTES = 2**28
 
 
 @dataclass(frozen=True)

@@ -288,7 +288,7 @@ def evaluate(
     from rich.console import Console
 
     from biasdiff.pipeline.evaluate import evaluate as verb
-    from biasdiff.report.terminal import print_evaluation
+    from biasdiff.reporting.terminal import print_evaluation
 
     chosen = settings(
         config,
@@ -315,7 +315,7 @@ def report(
     from rich.console import Console
 
     from biasdiff.pipeline.report import report as verb
-    from biasdiff.report.terminal import print_report
+    from biasdiff.reporting.terminal import print_report
 
     print_report(verb(run, out), Console())
     typer.echo(out)
@@ -346,7 +346,7 @@ def _run(config: Any, force: bool) -> None:
 
     from biasdiff.pipeline.report import REPORT_FILE, RESULTS_FILE
     from biasdiff.pipeline.run import run as verb
-    from biasdiff.report.terminal import print_report
+    from biasdiff.reporting.terminal import print_report
 
     print_report(verb(config, force=force), Console())
     folder = Path(config.runs) / config.name / "report"

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score
 
-from biasdiff.functional.statistics import proportion_interval
+from biasdiff.functional.statistics import auroc, proportion_interval
 from biasdiff.results import Metric
 
 RESAMPLES = 1000
@@ -36,7 +36,7 @@ def detection_metrics(
     metrics = {"coverage": _share(hits, biased), "precision": _share(hits, len(top))}
     draw = np.random.default_rng(seed)
     resamples = [draw.integers(0, len(scores), len(scores)) for _ in range(RESAMPLES)]
-    for name, function in (("auroc", roc_auc_score), ("auprc", average_precision_score)):
+    for name, function in (("auroc", auroc), ("auprc", average_precision_score)):
         metrics[name] = _area(function, scores, truth, resamples)
     return metrics
 

@@ -52,6 +52,22 @@ def bootstrap_interval(
     return (float(low), float(high))
 
 
+def auroc(truth: NDArray[np.int64], scores: Floats) -> float:
+    """Return the area under the ROC curve, [0, 1]: the Mann-Whitney statistic, ties counted half.
+
+    Equals ``sklearn.metrics.roc_auc_score`` at a tenth of its time, which a bootstrap feels.
+
+    Args:
+        truth: [n], 0 or 1, both present.
+        scores: [n], higher = more likely 1.
+    """
+    ranks = stats.rankdata(scores)
+    positive = truth == 1
+    n1 = int(positive.sum())
+    surplus = ranks[positive].sum() - n1 * (n1 + 1) / 2
+    return float(surplus / (n1 * (len(truth) - n1)))
+
+
 def proportion_interval(successes: int, n: int) -> tuple[float, float]:
     """Return the 95 % Wilson interval of a proportion; NaN where ``n`` is 0."""
     if n == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -77,6 +78,8 @@ class Artifact:
                 inputs; the differences are listed.
         """
         for folder in (self.folder, self.part):
+            if folder.exists() and not (folder / FINGERPRINT_FILE).is_file():
+                self._clear_empty(folder)
             differences = self._differences(folder) if folder.exists() else []
             if differences and not force:
                 raise ArtifactError(
@@ -94,6 +97,7 @@ class Artifact:
         self.part.mkdir(parents=True, exist_ok=True)
         write_json(self.part / FINGERPRINT_FILE, self.fingerprint)
         self.build(self.part)
+        gc.collect()  # models sit in reference cycles; two at once would double the memory
         seconds = time.perf_counter() - began
         record = self.fingerprint | {
             "seconds": round(seconds, 2),
@@ -105,15 +109,23 @@ class Artifact:
         say(f"{self.stage}: done in {seconds:.0f} s")
         return self.folder
 
+    def _clear_empty(self, folder: Path) -> None:
+        """Remove an empty folder; never touch one that holds what biasdiff did not write."""
+        leftovers = [] if not folder.is_dir() else [p.name for p in folder.iterdir()]
+        if not folder.is_dir() or set(leftovers) - {f"{FINGERPRINT_FILE}.tmp"}:
+            raise ArtifactError(
+                f"{folder} is no output of biasdiff"
+                + (f" (it holds {leftovers[0]})" if leftovers else ""),
+                expected="a folder that does not exist yet, or an earlier output",
+                remedy="name another output folder",
+            )
+        shutil.rmtree(folder)
+
     def _differences(self, folder: Path) -> list[str]:
         try:
             found = json.loads((folder / FINGERPRINT_FILE).read_text())
-        except FileNotFoundError:
-            if folder == self.part and not any(folder.iterdir()):
-                return []
-            return [f"it has no {FINGERPRINT_FILE}, so it is no output of biasdiff"]
-        except ValueError:
-            return [f"its {FINGERPRINT_FILE} is cut off"]
+        except (OSError, ValueError):
+            return [f"it has no whole {FINGERPRINT_FILE}"]
         before, now = _flat(found), _flat(self.fingerprint)
         return [
             f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}"

@@ -105,12 +105,13 @@ def plan_attribute(
         "text_column": config.data.text_column,
         "strict": config.data.strict,
         "estimators": {name: side for name, (_, side) in estimators.items()},
+        "checkpoint": config.attribution.checkpoint,
         "baselines": list(config.attribution.baselines),
         "selection": config.selection.model_dump(mode="json"),
         "seed": config.seed,
     }
     if adapter is not None:
-        adapter = find_adapter(adapter)
+        adapter = find_adapter(adapter, epoch=config.attribution.checkpoint)
         inputs["adapter"] = folder_fingerprint(adapter)
     else:
         settings["warmup"] = warmup_settings(config)
@@ -121,7 +122,7 @@ def plan_attribute(
         checkpoint = adapter
         if checkpoint is None:
             warm = plan_warmup(model, train, folder / WARMUP_FOLDER, config=config)
-            checkpoint = find_adapter(warm.make())
+            checkpoint = find_adapter(warm.make(), epoch=config.attribution.checkpoint)
         base = load_base(source, config.model)
         scores, timing = _score(base, Path(checkpoint), examples, pairs, estimators, config, folder)
         main = config.attribution.estimator

@@ -74,8 +74,12 @@ def model_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def find_adapter(folder: str | Path) -> Path:
-    """Return the adapter in a folder: itself, or the last checkpoint of a warm-up in it.
+def find_adapter(folder: str | Path, *, epoch: int | None = None) -> Path:
+    """Return the adapter in a folder: itself, or a checkpoint of a warm-up in it.
+
+    Args:
+        folder: Adapter or warm-up folder.
+        epoch: Checkpoint of a warm-up to take; None for the last.
 
     Raises:
         ModelError: If there is none.
@@ -83,6 +87,15 @@ def find_adapter(folder: str | Path) -> Path:
     folder = Path(folder)
     if (folder / "adapter_config.json").is_file():
         return folder
+    if epoch is not None:
+        chosen = folder / CHECKPOINTS / f"epoch-{epoch}"
+        if not chosen.is_dir():
+            raise ModelError(
+                f"{folder} has no checkpoint of epoch {epoch}",
+                expected=f"{chosen.name} under {CHECKPOINTS}",
+                remedy="change attribution.checkpoint",
+            )
+        return chosen
     epochs = sorted(
         folder.glob(f"{CHECKPOINTS}/epoch-*"), key=lambda p: int(p.name.rpartition("-")[2])
     )

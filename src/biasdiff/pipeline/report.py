@@ -11,7 +11,7 @@ from biasdiff.pipeline.attribute import BASELINES_FILE, RECORD_FILE, chosen_esti
 from biasdiff.pipeline.layout import RunLayout, open_run
 from biasdiff.pipeline.results import gather
 from biasdiff.pipeline.select import SELECTION_FILE
-from biasdiff.report.html import render_html
+from biasdiff.reporting.html import render_html
 
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"

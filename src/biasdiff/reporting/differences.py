@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from biasdiff.report.measures import BENCHMARKS, MEASURES, Measure, MetricRecord, interval_of
+from biasdiff.reporting.measures import BENCHMARKS, MEASURES, Measure, MetricRecord, interval_of
 
 INCREASED, DECREASED = "increased", "decreased"
 NOISE = "not distinguishable from noise"

@@ -9,9 +9,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from biasdiff.report.differences import paired_differences
-from biasdiff.report.figures import bias_types, report_figures
-from biasdiff.report.measures import (
+from biasdiff.reporting.differences import paired_differences
+from biasdiff.reporting.figures import bias_types, report_figures
+from biasdiff.reporting.measures import (
     BENCHMARKS,
     DETECTION_KEYS,
     MEASURES,
@@ -22,7 +22,7 @@ from biasdiff.report.measures import (
     show,
     show_interval,
 )
-from biasdiff.report.summary import overview, statements
+from biasdiff.reporting.summary import overview, statements
 
 LONGEST_TEXT = 600
 

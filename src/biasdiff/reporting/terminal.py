@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from biasdiff.report.differences import DECREASED, INCREASED, Difference, paired_differences
-from biasdiff.report.measures import (
+from biasdiff.reporting.differences import DECREASED, INCREASED, Difference, paired_differences
+from biasdiff.reporting.measures import (
     BENCHMARKS,
     MEASURES,
     MISSING,

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from biasdiff.report.differences import (
+from biasdiff.reporting.differences import (
     DECREASED,
     INCREASED,
     NO_INTERVAL,
     Difference,
     paired_differences,
 )
-from biasdiff.report.measures import MEASURES, MetricRecord, interval_of, show, show_interval
+from biasdiff.reporting.measures import MEASURES, MetricRecord, interval_of, show, show_interval
 
 # Margin per token is in the table of differences; here it would repeat the margin.
 _SUMMARISED = ("margin", "metric", "perplexity_ratio")

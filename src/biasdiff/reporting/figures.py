@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from biasdiff.report.measures import (
+from biasdiff.reporting.measures import (
     BENCHMARKS,
     MEASURES,
     MetricRecord,
