@@ -76,7 +76,7 @@ def script_source(javascript: str) -> Markup:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("biasdiff", "report"),
+        loader=PackageLoader("biasdiff", "reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
