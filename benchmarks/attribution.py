@@ -27,8 +27,8 @@ from biasdiff.training.warmup import token_mean_loss
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--examples", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--examples", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=512, help="token budget of a batch")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

@@ -18,11 +18,11 @@ REPORT_FILE = "report.html"
 
 
 def report(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
-    """Gather a finished run's results and write its HTML report.
+    """Gather a finished run's results and write them as an HTML report.
 
     Args:
         run: Run directory.
-        out: HTML file; by default only the run's own ``report/report.html`` is made.
+        out: HTML file to write; None to return the results only.
 
     Returns:
         The results, as in ``results.json``.
