@@ -53,3 +53,9 @@ def encodings(tiny_folder: Callable[..., Path]) -> list[Encoding]:
     from tiny_models import encode_sentences, tiny_tokenizer
 
     return encode_sentences(tiny_tokenizer())
+
+
+@pytest.fixture(autouse=True)
+def _short_bootstraps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw fewer resamples of the areas under curves; no test depends on their number."""
+    monkeypatch.setattr("biasdiff.evaluation.detection.RESAMPLES", 50)

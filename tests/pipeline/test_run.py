@@ -195,7 +195,7 @@ def _kill_in_stage(command: list[str], folder: Path, stage: str) -> bool:
     part = folder / f"{stage}.part"
     while process.poll() is None and not (folder / stage).exists():
         if part.exists():
-            time.sleep(0.4)
+            time.sleep(0.2)
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             return part.exists() and not (folder / stage).exists()
