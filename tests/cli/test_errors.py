@@ -160,6 +160,25 @@ def test_long_texts_are_cut_with_a_count_or_refused(files: dict[str, Path], tmp_
     assert "1 of 3 texts cut to 64 tokens" in result.stderr
 
 
+def test_long_probes_and_held_out_texts_are_cut_with_a_count(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    probe = tmp_path / "long.csv"
+    long = "word " * 300
+    probe.write_text(f"sent_more,sent_less,stereo_antistereo,bias_type\n{long},b,stereo,age\n")
+    result = invoke("attribute", *options(files, probe=probe), *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 texts cut to 64 tokens" in result.stderr
+    assert "a sentence of pair row 0 has" in refused(
+        "evaluate", files["model"], "--pairs", probe, "--texts", files["train"]
+    )
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": long}) + "\n" + json.dumps({"text": "Rain falls."}))
+    result = invoke("evaluate", files["model"], "--pairs", files["probe"], "--texts", texts)
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 texts cut to 64 tokens" in result.stderr
+
+
 def test_an_example_without_a_target(files: dict[str, Path], tmp_path: Path) -> None:
     train = tmp_path / "prompts.jsonl"
     row = {"id": "p", "prompt": "word " * 300, "completion": "Yes."}

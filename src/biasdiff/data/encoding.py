@@ -9,6 +9,7 @@ from typing import Any
 from biasdiff.data.records import Messages, TrainExample
 from biasdiff.errors import DataError
 from biasdiff.functional.losses import IGNORED
+from biasdiff.progress import say
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,13 @@ def _encode_chat(tokenizer: Any, messages: Messages, identifier: str) -> Encodin
         for token, (start, _) in zip(tokens, encoded["offset_mapping"], strict=True)
     ]
     return Encoding(tokens, labels)
+
+
+def say_how_many_cut(encodings: Sequence[Encoding], max_length: int) -> None:
+    """Print how many encodings are longer than ``max_length`` tokens, if any."""
+    longer = sum(len(encoding) > max_length for encoding in encodings)
+    if longer:
+        say(f"  {longer} of {len(encodings)} texts cut to {max_length} tokens")
 
 
 def encode_all(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from biasdiff.data.encoding import encode_text
+from biasdiff.data.encoding import encode_text, say_how_many_cut
 from biasdiff.functional.statistics import bootstrap_interval
 from biasdiff.results import Metric
 from biasdiff.training.log_likelihood import log_likelihoods
@@ -23,7 +23,9 @@ def score_texts(
     The start token is a condition, never a target; padding counts nowhere. Texts beyond
     ``max_length`` tokens are cut.
     """
-    cut = [encode_text(tokenizer, text).cut(max_length) for text in texts]
+    whole = [encode_text(tokenizer, text) for text in texts]
+    cut = [encoding.cut(max_length) for encoding in whole]
+    say_how_many_cut(whole, max_length)
     values = log_likelihoods(model, cut, max_tokens=max_tokens, description="perplexity")
     return pd.DataFrame(
         {

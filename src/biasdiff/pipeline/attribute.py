@@ -17,7 +17,7 @@ from biasdiff.attribution.scoring import Comparison, Scores, score_train_set
 from biasdiff.attribution.selection import select as select_examples
 from biasdiff.attribution.train_sides import NEEDS_ADAM, TRAIN_SIDES
 from biasdiff.config import Config
-from biasdiff.data.encoding import encode_text
+from biasdiff.data.encoding import encode_text, say_how_many_cut
 from biasdiff.data.probe import ProbePair, load_probe_pairs, require_twins
 from biasdiff.data.records import TrainExample, load_train_set
 from biasdiff.errors import ConfigError, nearest
@@ -223,11 +223,12 @@ def _score(
 
 
 def _encode_probes(base: BaseModel, pairs: Sequence[ProbePair], *, twins: bool) -> EncodedProbes:
-    more = [encode_text(base.tokenizer, p.sent_more).cut(base.max_length) for p in pairs]
-    less = [encode_text(base.tokenizer, p.sent_less).cut(base.max_length) for p in pairs]
+    more = [encode_text(base.tokenizer, p.sent_more) for p in pairs]
+    less = [encode_text(base.tokenizer, p.sent_less) for p in pairs] if twins else []
+    say_how_many_cut([*more, *less], base.max_length)
     return EncodedProbes(
-        more=more,
-        less=less if twins else [],
+        more=[encoding.cut(base.max_length) for encoding in more],
+        less=[encoding.cut(base.max_length) for encoding in less],
         bias_types=[pair.bias_type for pair in pairs],
         names=[f"probe row {pair.row}" for pair in pairs],
     )
