@@ -116,11 +116,12 @@ def _encode_chat(tokenizer: Any, messages: Messages, identifier: str) -> Encodin
     return Encoding(tokens, labels)
 
 
-def say_how_many_cut(encodings: Sequence[Encoding], max_length: int) -> None:
-    """Print how many encodings are longer than ``max_length`` tokens, if any."""
+def say_how_many_cut(encodings: Sequence[Encoding], max_length: int) -> int:
+    """Print how many encodings are longer than ``max_length`` tokens, if any, and return that."""
     longer = sum(len(encoding) > max_length for encoding in encodings)
     if longer:
         say(f"  {longer} of {len(encodings)} texts cut to {max_length} tokens")
+    return longer
 
 
 def encode_all(
@@ -130,7 +131,7 @@ def encode_all(
     max_length: int,
     strict: bool = False,
 ) -> tuple[list[Encoding], int]:
-    """Encode a train set, cutting texts longer than the model's context.
+    """Encode a train set, cutting texts longer than the model's context and saying how many.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -144,23 +145,19 @@ def encode_all(
     Raises:
         DataError: For a longer text under ``strict``, and for an example left without any target.
     """
-    encodings, cut = [], 0
-    for example in examples:
-        encoding = encode_example(tokenizer, example)
-        if len(encoding) > max_length:
-            if strict:
-                raise DataError(
-                    f"{example.id} (row {example.row}) has {len(encoding)} tokens",
-                    expected=f"at most {max_length}, the context length",
-                    remedy="shorten it, or run without --strict to cut it",
-                )
-            cut += 1
-            encoding = encoding.cut(max_length)
+    whole = [encode_example(tokenizer, example) for example in examples]
+    encodings = [encoding.cut(max_length) for encoding in whole]
+    for example, full, encoding in zip(examples, whole, encodings, strict=True):
+        if strict and len(full) > max_length:
+            raise DataError(
+                f"{example.id} (row {example.row}) has {len(full)} tokens",
+                expected=f"at most {max_length}, the context length",
+                remedy="shorten it, or run without --strict to cut it",
+            )
         if encoding.targets == 0:
             raise DataError(
                 f"{example.id} (row {example.row}) has no target token",
                 expected="at least one token that carries loss",
                 remedy="remove it, or shorten a prompt that fills the whole context",
             )
-        encodings.append(encoding)
-    return encodings, cut
+    return encodings, say_how_many_cut(whole, max_length)

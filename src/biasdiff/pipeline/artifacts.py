@@ -123,7 +123,7 @@ class Artifact:
 
     def _differences(self, folder: Path) -> list[str]:
         try:
-            found = json.loads((folder / FINGERPRINT_FILE).read_text())
+            found = read_json(folder / FINGERPRINT_FILE)
         except (OSError, ValueError):
             return [f"it has no whole {FINGERPRINT_FILE}"]
         before, now = _flat(found), _flat(self.fingerprint)
@@ -154,6 +154,11 @@ def folder_fingerprint(folder: Path) -> str:
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         digest.update(f"{file.name} {file_fingerprint(file)}\n".encode())
     return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def write_json(path: Path, record: Any) -> None:

@@ -21,6 +21,7 @@ from biasdiff.data.encoding import encode_text, say_how_many_cut
 from biasdiff.data.probe import ProbePair, load_probe_pairs, require_twins
 from biasdiff.data.records import TrainExample, load_train_set
 from biasdiff.errors import ConfigError, nearest
+from biasdiff.models.loading import resolve_model
 from biasdiff.models.lora import load_adapter
 from biasdiff.pipeline.artifacts import (
     Artifact,
@@ -31,7 +32,6 @@ from biasdiff.pipeline.artifacts import (
 from biasdiff.pipeline.base_model import (
     BaseModel,
     find_adapter,
-    find_model,
     load_base,
     model_settings,
 )
@@ -94,7 +94,7 @@ def plan_attribute(
     estimators = chosen_estimators(config)
     for name in config.attribution.baselines:
         _known(name, BASELINES, "baseline")
-    source = find_model(model)
+    source = resolve_model(model)
     inputs = {
         "model": source.fingerprint,
         "train": file_fingerprint(train),

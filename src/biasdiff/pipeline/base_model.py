@@ -18,9 +18,7 @@ from biasdiff.models.loading import (
     load_model,
     load_tokenizer,
     parse_dtype,
-    resolve_model,
 )
-from biasdiff.progress import say
 from biasdiff.training.warmup import CHECKPOINTS
 
 
@@ -39,18 +37,8 @@ class BaseModel:
     max_length: int
 
     def encode(self, examples: Sequence[TrainExample], *, strict: bool) -> list[Encoding]:
-        """Encode a train set for this model; say how many texts were cut."""
-        encodings, cut = encode_all(
-            self.tokenizer, examples, max_length=self.max_length, strict=strict
-        )
-        if cut:
-            say(f"  {cut} of {len(examples)} texts cut to {self.max_length} tokens")
-        return encodings
-
-
-def find_model(name: str) -> ModelSource:
-    """Resolve a model's name without loading it."""
-    return resolve_model(name)
+        """Encode a train set for this model, cutting to its context."""
+        return encode_all(self.tokenizer, examples, max_length=self.max_length, strict=strict)[0]
 
 
 def load_base(source: ModelSource, settings: ModelConfig) -> BaseModel:

@@ -15,6 +15,7 @@ from biasdiff.data.records import load_train_set
 from biasdiff.evaluation.crows_pairs import VARIABLE, load_crows_pairs
 from biasdiff.evaluation.perplexity import perplexity_metric, score_texts
 from biasdiff.evaluation.stereotype_preference import SCORING, preference_metrics, score_pairs
+from biasdiff.models.loading import resolve_model
 from biasdiff.models.lora import load_adapter
 from biasdiff.pipeline.artifacts import (
     Artifact,
@@ -25,7 +26,6 @@ from biasdiff.pipeline.artifacts import (
 from biasdiff.pipeline.base_model import (
     BaseModel,
     find_adapter,
-    find_model,
     load_base,
     model_settings,
 )
@@ -60,7 +60,7 @@ def evaluate(
         95 % interval, n and direction; and the ``settings``.
     """
     config = config or Config()
-    source = find_model(model)
+    source = resolve_model(model)
     base = load_base(source, config.model)
     if adapter is not None:
         adapter = find_adapter(adapter)
@@ -83,7 +83,7 @@ def plan_evaluate(
     config: Config,
 ) -> Artifact:
     """Describe the evaluation of one model of a run without running it."""
-    source = find_model(model)
+    source = resolve_model(model)
     settings = {
         "model": model_settings(config),
         "text_column": config.data.text_column,

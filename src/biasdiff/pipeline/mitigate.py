@@ -15,6 +15,7 @@ from biasdiff.data.records import TrainExample, load_train_set
 from biasdiff.errors import ConfigError, DataError, nearest
 from biasdiff.mitigation.npo import NpoSettings, unlearn
 from biasdiff.mitigation.retrain import retrain
+from biasdiff.models.loading import resolve_model
 from biasdiff.models.lora import load_adapter, save_adapter
 from biasdiff.pipeline.artifacts import (
     Artifact,
@@ -25,7 +26,6 @@ from biasdiff.pipeline.artifacts import (
 from biasdiff.pipeline.base_model import (
     BaseModel,
     find_adapter,
-    find_model,
     load_base,
     model_settings,
 )
@@ -83,7 +83,7 @@ def plan_mitigate(
 ) -> Artifact:
     """Describe the mitigation without running it."""
     check_method(method)
-    source, biased = find_model(model), find_adapter(adapter)
+    source, biased = resolve_model(model), find_adapter(adapter)
     settings = {
         "method": method,
         "model": model_settings(config),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from biasdiff.pipeline.artifacts import STAGE_FILE, Artifact, file_fingerprint, write_json
+from biasdiff.pipeline.artifacts import Artifact, file_fingerprint, read_json, write_json
 from biasdiff.pipeline.attribute import BASELINES_FILE, RECORD_FILE, chosen_estimators, scores_file
 from biasdiff.pipeline.layout import RunLayout, open_run
 from biasdiff.pipeline.results import gather
@@ -69,11 +68,4 @@ def plan_report(layout: RunLayout) -> Artifact:
 
 def load_results(layout: RunLayout) -> dict[str, Any]:
     """Return the results that the report stage wrote."""
-    path = layout.stage("report") / RESULTS_FILE
-    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-
-
-def stage_record(folder: Path) -> dict[str, Any]:
-    """Return the ``stage.json`` of a finished stage, empty where there is none."""
-    path = folder / STAGE_FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(layout.stage("report") / RESULTS_FILE)

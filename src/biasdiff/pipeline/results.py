@@ -5,9 +5,7 @@ Everything but ``timings`` and ``versions`` depends on settings and inputs alone
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,14 @@ from biasdiff.data.records import TrainExample, load_train_set
 from biasdiff.errors import ArtifactError
 from biasdiff.evaluation.comparison import compare_pairs, compare_perplexity
 from biasdiff.evaluation.detection import detection_curve, detection_metrics
-from biasdiff.pipeline.artifacts import STAGE_FILE
-from biasdiff.pipeline.attribute import BASELINES_FILE, RECORD_FILE, chosen_estimators, scores_file
+from biasdiff.pipeline.artifacts import STAGE_FILE, read_json
+from biasdiff.pipeline.attribute import (
+    BASELINES_FILE,
+    RECORD_FILE,
+    SCORES_FILE,
+    chosen_estimators,
+    scores_file,
+)
 from biasdiff.pipeline.evaluate import CROWS_PAIRS, PERPLEXITY, PREFERENCE, scores_path
 from biasdiff.pipeline.layout import BASE, BIASED, RunLayout
 from biasdiff.pipeline.select import SELECTION_FILE
@@ -39,10 +43,10 @@ def gather(layout: RunLayout) -> dict[str, Any]:
     config = layout.config
     examples = load_train_set(layout.data("train"), text_column=config.data.text_column)
     attribution = layout.stage("attribute")
-    record = _read(attribution / RECORD_FILE)
-    scores = pd.read_parquet(attribution / scores_file("", ""))
+    record = read_json(attribution / RECORD_FILE)
+    scores = pd.read_parquet(attribution / SCORES_FILE)
     selection = pd.read_parquet(layout.stage("select") / SELECTION_FILE)
-    evaluations = {name: _read(layout.evaluation(name)) for name in layout.models}
+    evaluations = {name: read_json(layout.evaluation(name)) for name in layout.models}
     truths = [example.is_bias for example in examples]
     known = all(truth is not None for truth in truths)
     truth = np.array(truths, dtype=np.int64) if known else None
@@ -169,7 +173,7 @@ def _extremes(
 
 def _timings(layout: RunLayout, attribution: dict[str, Any]) -> dict[str, Any]:
     stages = {
-        folder.name: _read(folder / STAGE_FILE)["seconds"]
+        folder.name: read_json(folder / STAGE_FILE)["seconds"]
         for folder in sorted(layout.folder.iterdir())
         if (folder / STAGE_FILE).is_file() and folder.name != "report"
     }
@@ -178,10 +182,6 @@ def _timings(layout: RunLayout, attribution: dict[str, Any]) -> dict[str, Any]:
         "attribution": attribution["throughput"],
         "peak_memory_bytes": attribution["peak_memory_bytes"],
     }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 _BENCHMARKS = (PREFERENCE, CROWS_PAIRS, PERPLEXITY)

@@ -9,14 +9,14 @@ from typing import Any
 
 from biasdiff.config import SHIPPED, Config
 from biasdiff.errors import ArtifactError, BiasdiffError, ConfigError, nearest
-from biasdiff.pipeline.artifacts import Artifact, State, folder_size
+from biasdiff.pipeline.artifacts import STAGE_FILE, Artifact, State, folder_size, read_json
 from biasdiff.pipeline.attribute import SCORES_FILE, chosen_estimators, plan_attribute
 from biasdiff.pipeline.base_model import find_adapter
 from biasdiff.pipeline.evaluate import plan_evaluate
 from biasdiff.pipeline.layout import RunLayout, layout_of, open_run, save_config
 from biasdiff.pipeline.mitigate import check_method, plan_mitigate
 from biasdiff.pipeline.mixture import FILES, plan_data
-from biasdiff.pipeline.report import load_results, plan_report, stage_record
+from biasdiff.pipeline.report import load_results, plan_report
 from biasdiff.pipeline.select import SELECTION_FILE, plan_select
 from biasdiff.pipeline.warmup import plan_warmup
 from biasdiff.progress import say
@@ -113,7 +113,8 @@ def status(folder: str | Path) -> list[StageStatus]:
             except BiasdiffError:  # what it was made from is gone
                 state = "stale"
         where = path if path.exists() else part
-        seconds = stage_record(path).get("seconds")
+        finished = (path / STAGE_FILE).is_file()
+        seconds = read_json(path / STAGE_FILE)["seconds"] if finished else None
         lines.append(StageStatus(name, state, seconds, folder_size(where) if where.exists() else 0))
     return lines
 

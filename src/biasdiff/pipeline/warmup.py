@@ -7,9 +7,10 @@ from typing import Any
 
 from biasdiff.config import Config, LoraConfig, TrainingConfig
 from biasdiff.data.records import load_train_set
+from biasdiff.models.loading import resolve_model
 from biasdiff.models.lora import LoraSettings, add_adapter
 from biasdiff.pipeline.artifacts import Artifact, file_fingerprint, write_json
-from biasdiff.pipeline.base_model import find_model, load_base, model_settings
+from biasdiff.pipeline.base_model import load_base, model_settings
 from biasdiff.training.fine_tuning import TrainingSettings
 from biasdiff.training.warmup import stratified_sample, warm_up
 
@@ -41,7 +42,7 @@ def warmup(
 
 def plan_warmup(model: str, train: str | Path, out: str | Path, *, config: Config) -> Artifact:
     """Describe the warm-up without running it."""
-    source = find_model(model)
+    source = resolve_model(model)
 
     def build(folder: Path) -> None:
         examples = load_train_set(train, text_column=config.data.text_column)
