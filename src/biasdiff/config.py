@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from biasdiff.errors import ConfigError, nearest
 
@@ -135,6 +135,43 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
 
 
+class RecipePart(Section):
+    """A share of a mixture: the biased or the other rows of a source."""
+
+    source: str
+    is_bias: Literal[0, 1]
+    share: float = Field(gt=0, le=1)
+
+
+class RecipeConfig(Section):
+    """A mixture of the user's own."""
+
+    name: Name = "custom"
+    what: str = "a mixture of the user's own"
+    size: Count = 3000
+    seed: int = Field(0, ge=0)
+    parts: Annotated[tuple[RecipePart, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> RecipeConfig:
+        total = sum(part.share for part in self.parts)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"shares that add up to 1, not {total:g}")
+        return self
+
+
+def load_recipe(path: str | Path) -> RecipeConfig:
+    """Read the recipe of a mixture from YAML.
+
+    Raises:
+        ConfigError: As `load_config`, and if the shares do not add up to 1.
+    """
+    try:
+        return RecipeConfig.model_validate(_read_yaml(Path(path)))
+    except ValidationError as error:
+        raise _readable(error.errors()[0], RecipeConfig) from error
+
+
 def load_config(path: str | Path | None = None, changes: Iterable[str] = ()) -> Config:
     """Read a YAML config and apply changes of the form ``a.b=value``.
 
@@ -206,24 +243,27 @@ def _apply(tree: dict[str, Any], change: str) -> None:
         ) from error
 
 
-def _readable(problem: Any) -> ConfigError:
+def _readable(problem: Any, root: type[BaseModel] = Config) -> ConfigError:
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        known = _keys_beside(problem["loc"])
+        known = _keys_beside(problem["loc"], root)
         return ConfigError(
             f"unknown config key {key!r}{nearest(str(problem['loc'][-1]), known)}",
             expected=f"one of {', '.join(known)}",
             remedy="mend the key",
         )
+    if problem["type"] == "missing":
+        return ConfigError(f"config key {key!r} is missing", expected="it", remedy="add it")
+    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return ConfigError(
-        f"config key {key!r} is {problem['input']!r}",
-        expected=problem["msg"].removeprefix("Input should be "),
+        f"config key {key!r} is {problem['input']!r}" if key else "the recipe's parts are wrong",
+        expected=expected,
         remedy="change the value",
     )
 
 
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    section: type[BaseModel] = Config
+def _keys_beside(location: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
+    section = root
     for name in location[:-1]:
         inner = section.model_fields[str(name)].annotation
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from biasdiff.models.cache import cache_dir, cached_folder
+from biasdiff.cache import cache_dir, cached_folder
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from biasdiff.cli import data
 from biasdiff.cli.errors import guarded
 from biasdiff.cli.options import (
     Adapter,
@@ -42,6 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

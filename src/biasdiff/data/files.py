@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas
 
 from biasdiff.errors import DataError
 
@@ -144,3 +146,29 @@ def _read_hub_dataset(name: str) -> list[Row]:
             expected=f"a file ending in {', '.join(FORMATS)} or a Hugging Face dataset id",
             remedy="check the name, or your connection for a dataset id",
         ) from error
+
+
+def write_rows(rows: Sequence[Mapping[str, object]], path: Path) -> None:
+    """Write rows as JSONL, CSV or Parquet, by the file's ending; the file appears when complete.
+
+    Raises:
+        DataError: If the ending is none of these.
+    """
+    writers: dict[str, Callable[[pandas.DataFrame, Path], object]] = {
+        ".jsonl": lambda table, file: table.to_json(
+            file, orient="records", lines=True, force_ascii=False
+        ),
+        ".csv": lambda table, file: table.to_csv(file, index=False, lineterminator="\n"),
+        ".parquet": lambda table, file: table.to_parquet(file, index=False),
+    }
+    write = writers.get(path.suffix.lower())
+    if write is None:
+        raise DataError(
+            f"{path} ends in {path.suffix!r}",
+            expected=f"one of {', '.join(writers)}",
+            remedy="name another file",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.stem}.part{path.suffix}")
+    write(pandas.DataFrame(list(rows)), work)
+    work.replace(path)

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from biasdiff.data.draws import shipped_draws
 from biasdiff.data.probe import ProbePair
 from biasdiff.data.records import TrainExample
-from biasdiff.data.shipped_sets import Fact, shipped_facts, shipped_pairs
+from biasdiff.data.shipped_sets import Fact, shipped_facts
+from biasdiff.data.stratification import grouped
 from biasdiff.errors import ConfigError
 
 T = TypeVar("T")
-PROBE_SHARE, EVALUATION_SHARE = 0.25, 0.40
 HELD_OUT_SHARE = 0.35
 
 
 @dataclass(frozen=True)
 class ShippedMixture:
-    """Four draws without a stereotype or a fact's subject in common.
+    """Train set, probe and held-out data without a stereotype or a fact's subject in common.
 
     Attributes:
         train: Stereotype sentences (``is_bias`` 1) and facts (0), shuffled.
-        probe: The reference draw.
-        pairs: Evaluation pairs.
+        probe: Of the reference draw.
+        pairs: Of the test draw.
         held_out: Facts that no model is trained on.
     """
 
@@ -46,25 +46,26 @@ def shipped_mixture(
 ) -> ShippedMixture:
     """Draw a mixture; what one draw holds does not depend on the sizes of the others.
 
-    Stereotypes are divided among train, probe and evaluation within each bias type, facts between
-    train and held-out by subject. The train set takes the stereotype side of ``stereo`` pairs.
+    The train set takes the stereotype side of ``stereo`` pairs of the rest draw, the probe comes
+    from the reference draw, the evaluation pairs from the test draw; facts are divided between
+    train and held-out by subject.
 
     Args:
         size: Train examples.
         biased_share: Of them, the share of stereotype sentences.
         probe_pairs: Pairs of the reference draw.
-        evaluation_pairs: Evaluation pairs.
+        evaluation_pairs: Of the test draw.
         held_out_texts: Held-out facts.
-        seed: Of all draws.
+        seed: Of which pairs and facts are taken.
 
     Raises:
         ConfigError: If the shipped sets are too small for a size.
     """
-    groups = _split_stereotypes(shipped_pairs(), seed)
+    draws = shipped_draws()
     known, unseen = _split_facts(shipped_facts(), seed)
     biased_count = round(size * biased_share)
-    stereotypes = [p for p in groups["train"] if p.stereo_antistereo == "stereo"]
-    biased = _balanced(stereotypes, biased_count, "data.size x data.biased_share")
+    stereotypes = [p for p in draws.rest if p.stereo_antistereo == "stereo"]
+    biased = _balanced(stereotypes, biased_count, "data.size x data.biased_share", seed)
     facts = _first(known, size - biased_count, "data.size x (1 - data.biased_share)")
     train = [(p.extra["id"], p.sent_more, 1, p.bias_type) for p in biased]
     rows = [*train, *((f.id, f.text, 0, None) for f in facts)]
@@ -74,35 +75,15 @@ def shipped_mixture(
             TrainExample(id=name, row=row, text=text, is_bias=truth, bias_type=kind)
             for row, (name, text, truth, kind) in enumerate(rows)
         ],
-        probe=_balanced(groups["probe"], probe_pairs, "data.probe_pairs"),
-        pairs=_balanced(groups["evaluation"], evaluation_pairs, "data.evaluation_pairs"),
+        probe=_balanced(draws.reference, probe_pairs, "data.probe_pairs", seed),
+        pairs=_balanced(draws.test, evaluation_pairs, "data.evaluation_pairs", seed),
         held_out=_first(unseen, held_out_texts, "data.held_out_texts"),
     )
 
 
-def _split_stereotypes(pairs: Sequence[ProbePair], seed: int) -> dict[str, list[ProbePair]]:
-    draw = random.Random(seed)
-    by_type = _grouped(pairs, lambda p: p.bias_type)
-    split: dict[str, list[ProbePair]] = {"probe": [], "evaluation": [], "train": []}
-    for bias_type in sorted(by_type):
-        by_stereotype = _grouped(by_type[bias_type], lambda p: p.stereotype_id)
-        names = sorted(by_stereotype)
-        draw.shuffle(names)
-        probe = round(PROBE_SHARE * len(names))
-        evaluation = probe + round(EVALUATION_SHARE * len(names))
-        parts = {
-            "probe": names[:probe],
-            "evaluation": names[probe:evaluation],
-            "train": names[evaluation:],
-        }
-        for part, chosen in parts.items():
-            split[part] += [pair for name in chosen for pair in by_stereotype[name]]
-    return split
-
-
 def _split_facts(facts: Sequence[Fact], seed: int) -> tuple[list[Fact], list[Fact]]:
     draw = random.Random(seed)
-    by_subject = _grouped(facts, lambda f: f.subject)
+    by_subject = grouped(facts, lambda f: f.subject)
     subjects = sorted(by_subject)
     draw.shuffle(subjects)
     held_out = round(HELD_OUT_SHARE * len(subjects))
@@ -111,9 +92,12 @@ def _split_facts(facts: Sequence[Fact], seed: int) -> tuple[list[Fact], list[Fac
     return known, unseen
 
 
-def _balanced(pairs: Sequence[ProbePair], count: int, key: str) -> list[ProbePair]:
-    """Take ``count`` pairs, going round the bias types, in their order within each."""
-    columns = list(_grouped(pairs, lambda p: p.bias_type).values())
+def _balanced(pairs: Sequence[ProbePair], count: int, key: str, seed: int) -> list[ProbePair]:
+    """Take ``count`` pairs, going round the bias types, in an order drawn within each."""
+    draw = random.Random(seed)
+    columns = list(grouped(pairs, lambda p: p.bias_type).values())
+    for column in columns:
+        draw.shuffle(column)
     longest = max(map(len, columns), default=0)
     rounds = [column[i] for i in range(longest) for column in columns if i < len(column)]
     return _first(rounds, count, key)
@@ -127,10 +111,3 @@ def _first(items: Sequence[T], count: int, key: str) -> list[T]:
             remedy="ask for fewer or name your own file",
         )
     return list(items[:count])
-
-
-def _grouped(items: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
-    groups: dict[str, list[T]] = defaultdict(list)
-    for item in items:
-        groups[key(item)].append(item)
-    return groups

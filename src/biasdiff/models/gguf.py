@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from biasdiff.cache import cached_folder
 from biasdiff.errors import ModelError
-from biasdiff.models.cache import cached_folder
 from biasdiff.progress import say
 
 

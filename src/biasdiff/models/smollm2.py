@@ -8,8 +8,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from biasdiff.cache import cached_folder
 from biasdiff.errors import ModelError
-from biasdiff.models.cache import cached_folder
 from biasdiff.models.gguf import dequantise, sha256
 from biasdiff.progress import say
 
