@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from biasdiff.cli import data
+from biasdiff.cli import data, probe
 from biasdiff.cli.errors import guarded
 from biasdiff.cli.options import (
     Adapter,
@@ -44,6 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
+app.add_typer(probe.app, name="probe")
 
 
 def main() -> None:

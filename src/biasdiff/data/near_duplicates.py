@@ -7,6 +7,7 @@ exactly at the same cost.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,3 +108,41 @@ def _block(
         keep &= shared.col < rows
     for row, col, value in zip(rows[keep], shared.col[keep], jaccard[keep], strict=True):
         yield Match(int(row), int(col), float(value))
+
+
+class NgramIndex:
+    """A growing set of texts that tells the nearest of them: `near_duplicates` one by one.
+
+    Args:
+        texts: To begin with.
+        n: Words in an n-gram.
+    """
+
+    def __init__(self, texts: Sequence[str] = (), *, n: int = NGRAM) -> None:
+        self._n = n
+        self._texts: list[str] = []
+        self._sizes: list[int] = []
+        self._holders: dict[str, list[int]] = {}
+        for text in texts:
+            self.add(text)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def add(self, text: str) -> None:
+        """Add a text."""
+        grams = set(word_ngrams(text, self._n))
+        for gram in grams:
+            self._holders.setdefault(gram, []).append(len(self._texts))
+        self._texts.append(text)
+        self._sizes.append(len(grams))
+
+    def nearest(self, text: str) -> tuple[float, str]:
+        """Return the highest similarity of any text held, and that text (0 and "" for none)."""
+        grams = set(word_ngrams(text, self._n))
+        shared = Counter(i for gram in grams for i in self._holders.get(gram, ()))
+        best = max(
+            ((count / (len(grams) + self._sizes[i] - count), i) for i, count in shared.items()),
+            default=(0.0, -1),
+        )
+        return best[0], self._texts[best[1]] if best[1] >= 0 else ""

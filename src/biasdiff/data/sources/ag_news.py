@@ -22,14 +22,15 @@ TOPICS = {"1": "World", "2": "Sports", "3": "Business", "4": "Sci/Tech"}
 _NUMERIC = re.compile(r" ?#(\d{2,5});")
 _NAMED = re.compile(r" ?(?<!&)\b(quot|amp|lt|gt|hellip|nbsp);")
 _WINDOWS = range(128, 160)
-_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+_BLOCK = re.compile(r"</?(?:p|br|div|li|ul|table|tr|td|img)\b[^<>]*>", re.IGNORECASE)
+_INLINE = re.compile(r"</?[A-Za-z][^<>]*>")
 
 
 def clean(text: str) -> str:
     """Mend entities that lost their ampersand (`` #39;``), line breaks and HTML tags."""
     text = _NUMERIC.sub(lambda match: _character(int(match[1])), text.replace("\\", " "))
     text = _NAMED.sub(lambda match: html.unescape(f"&{match[1]};"), text)
-    return " ".join(_TAG.sub(" ", html.unescape(text)).split())
+    return " ".join(_INLINE.sub("", _BLOCK.sub(" ", html.unescape(text))).split())
 
 
 def _character(code: int) -> str:

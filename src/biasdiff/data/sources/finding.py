@@ -85,9 +85,9 @@ def read_corpus(corpus: Corpus) -> Contents:
         else:
             set_aside.append(item)
     if not records:
-        first = f"; {set_aside[0].file} line {set_aside[0].line}: {set_aside[0].reason}"
+        why = [f"; {row.file} line {row.line}: {row.reason}" for row in set_aside[:1]]
         raise DataError(
-            f"{corpus.name} holds no readable row{first if set_aside else ''}",
+            f"{corpus.name} holds no readable row{''.join(why)}",
             expected="the original files",
             remedy="fetch them again",
         )
