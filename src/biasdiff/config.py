@@ -116,7 +116,7 @@ class MitigationConfig(Section):
 class EvaluateConfig(Section):
     """What is measured beside preference on the evaluation pairs and perplexity."""
 
-    crows_pairs: bool = Field(False, description="CrowS-Pairs from BIASDIFF_DATA_DIR")
+    crows_pairs: bool = Field(False, description="CrowS-Pairs from BIASDIFF_DATA_DIR or the cache")
 
 
 class Config(Section):

@@ -275,7 +275,7 @@ def evaluate(
     ] = None,
     run: RunFolder = None,
     crows_pairs: Annotated[
-        bool, typer.Option("--crows-pairs", help="CrowS-Pairs from BIASDIFF_DATA_DIR too.")
+        bool, typer.Option("--crows-pairs", help="CrowS-Pairs too, fetched if not at hand.")
     ] = False,
     text_column: TextColumn = None,
     trust_remote_code: TrustRemoteCode = False,

@@ -23,7 +23,9 @@ def _quiet(value: bool) -> bool:
 
 Model = Annotated[str | None, typer.Option(help="Folder, hub id, .gguf file or smollm2-135m.")]
 Train = Annotated[str | None, typer.Option(help="Train data: JSONL, CSV, Parquet or a dataset id.")]
-Probe = Annotated[Path | None, typer.Option(help="Probe pairs: CSV in CrowS-Pairs columns.")]
+Probe = Annotated[
+    str | None, typer.Option(help="Probe pairs: CSV in CrowS-Pairs columns, or 'shipped'.")
+]
 OutFolder = Annotated[Path | None, typer.Option(help="Output folder.")]
 Adapter = Annotated[Path | None, typer.Option(help="Adapter or warm-up folder.")]
 RunFolder = Annotated[Path | None, typer.Option(help="Run directory, instead of naming files.")]

@@ -58,9 +58,7 @@ def generate(
     from biasdiff.probing.protected import sentences_to_avoid
     from biasdiff.probing.validation import BIAS_TYPES
 
-    chosen = (
-        tuple(name.strip() for name in types.split(",") if name.strip()) if types else BIAS_TYPES
-    )
+    named = tuple(name.strip() for name in (types or "").split(",") if name.strip())
     run = Generation(
         Endpoint(endpoint, model, temperature, max_tokens, timeout, attempts),
         Request(n, named or BIAS_TYPES, per_request, seed, concurrency, max_requests),
@@ -124,7 +122,8 @@ def validate(
     console.print(rules)
     for failure in failures[:show]:
         name = f" {failure.id}" if failure.id else ""
-        console.print(f"row {failure.row}{name}: {failure.rule}: {failure.reason}", markup=False)
+        line = f"row {failure.row}{name}: {failure.rule}: {failure.reason}"
+        console.print(line, markup=False, soft_wrap=True)
     if len(failures) > show:
         console.print(f"... and {len(failures) - show} more; --show prints them")
     for name in absent:
@@ -196,6 +195,7 @@ def augment(
     from biasdiff.probing.reading import read_probe
 
     found = verb(read_probe(file), load_lexicon(lexicon))
+    out.parent.mkdir(parents=True, exist_ok=True)
     save_probe_pairs(found.pairs, out)
     typer.echo(f"{found.made} twins made, {len(found.pairs)} pairs in {out}")
     if found.left:
@@ -212,8 +212,16 @@ def write_lexicon(
     debug: Debug = False,
 ) -> None:
     """Write the shipped group words to a file of your own, to edit."""
+    from biasdiff.errors import ArtifactError
     from biasdiff.probing.lexicon import load_lexicon, save_lexicon
 
+    if out.exists():
+        raise ArtifactError(
+            f"{out} exists",
+            expected="a new file, lest words of your own be lost",
+            remedy="name another --out, or remove it",
+        )
     found = load_lexicon()
+    out.parent.mkdir(parents=True, exist_ok=True)
     save_lexicon(found, out)
     typer.echo(f"{len(found.words)} words, {out}")

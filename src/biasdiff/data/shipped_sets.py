@@ -26,6 +26,7 @@ class Fact:
         subject: Occurs exactly once in ``text``.
         object: Occurs exactly once in ``text``.
         text: The sentence.
+        masked_sentence: The sentence with ``[MASK]`` for the object, as in T-REx.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Fact:
     subject: str
     object: str
     text: str
+    masked_sentence: str
 
 
 def shipped_pairs() -> list[ProbePair]:

@@ -16,10 +16,12 @@ from biasdiff.attribution.registry import ESTIMATORS
 from biasdiff.attribution.scoring import Comparison, Scores, score_train_set
 from biasdiff.attribution.selection import select as select_examples
 from biasdiff.attribution.train_sides import NEEDS_ADAM, TRAIN_SIDES
-from biasdiff.config import Config
+from biasdiff.config import SHIPPED, Config
+from biasdiff.data.draws import shipped_draw
 from biasdiff.data.encoding import encode_text, say_how_many_cut
 from biasdiff.data.probe import ProbePair, load_probe_pairs, require_twins
 from biasdiff.data.records import TrainExample, load_train_set
+from biasdiff.data.shipped_sets import PAIRS_FILE
 from biasdiff.errors import ConfigError, nearest
 from biasdiff.models.loading import resolve_model
 from biasdiff.models.lora import load_adapter
@@ -61,7 +63,7 @@ def attribute(
     Args:
         model: Folder, hub id, .gguf file or ``smollm2-135m``.
         train: Train data file or dataset id.
-        probe: Probe pairs, a CSV in CrowS-Pairs columns.
+        probe: Probe pairs, a CSV in CrowS-Pairs columns, or ``shipped`` for the reference draw.
         out: Artifact folder: ``scores.parquet`` (``id``, ``row``, ``score``, ``score_<bias_type>``,
             ``selected``), ``attribute.json``, and ``scores-<estimator>.parquet`` of the others.
         adapter: Adapter or warm-up folder; without one, an adapter is warmed up first.
@@ -98,7 +100,7 @@ def plan_attribute(
     inputs = {
         "model": source.fingerprint,
         "train": file_fingerprint(train),
-        "probe": file_fingerprint(probe),
+        "probe": file_fingerprint(PAIRS_FILE if probe == SHIPPED else probe),
     }
     settings = {
         "model": model_settings(config),
@@ -118,7 +120,7 @@ def plan_attribute(
 
     def build(folder: Path) -> None:
         examples = load_train_set(train, text_column=config.data.text_column)
-        pairs = load_probe_pairs(probe)
+        pairs = shipped_draw("reference") if probe == SHIPPED else load_probe_pairs(probe)
         checkpoint = adapter
         if checkpoint is None:
             warm = plan_warmup(model, train, folder / WARMUP_FOLDER, config=config)

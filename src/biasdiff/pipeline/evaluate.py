@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pandas as pd
 from biasdiff.config import SHIPPED, Config
 from biasdiff.data.probe import ProbePair, load_probe_pairs
 from biasdiff.data.records import load_train_set
-from biasdiff.evaluation.crows_pairs import VARIABLE, load_crows_pairs
+from biasdiff.evaluation.crows_pairs import crows_pairs_file, load_crows_pairs
 from biasdiff.evaluation.perplexity import perplexity_metric, score_texts
 from biasdiff.evaluation.stereotype_preference import SCORING, preference_metrics, score_pairs
 from biasdiff.models.loading import resolve_model
@@ -97,7 +96,7 @@ def plan_evaluate(
     if adapter is not None:
         inputs["adapter"] = folder_fingerprint(adapter)
     if config.evaluate.crows_pairs:
-        inputs["crows_pairs"] = os.environ.get(VARIABLE, "")
+        inputs["crows_pairs"] = file_fingerprint(crows_pairs_file())
 
     def build(folder: Path) -> None:
         base = load_base(source, config.model)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
+import math
 import os
 import time
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from biasdiff.errors import BiasdiffError
+from biasdiff.errors import BiasdiffError, ConfigError
 
 KEY_VARIABLES = ("BIASDIFF_API_KEY", "OPENAI_API_KEY")
 LONGEST_WAIT_SECONDS = 60.0
@@ -59,7 +61,7 @@ class Endpoint:
         model: Name of the model there.
         temperature: Of sampling.
         max_tokens: Of an answer.
-        timeout: Seconds until an answer must be there.
+        timeout: Seconds until an answer must be there whole.
         attempts: Tries of one request.
         first_wait: Seconds; about how long to wait before the second try, doubling afterwards.
     """
@@ -120,9 +122,16 @@ class Endpoint:
             "stream": False,
         }
         try:
-            response = await client.post(self.address, json=body, timeout=self.timeout)
-        except httpx.TimeoutException as error:
+            async with asyncio.timeout(self.timeout):  # httpx would only limit each read
+                response = await client.post(self.address, json=body, timeout=None)
+        except TimeoutError as error:
             raise NoAnswer(f"no answer within {self.timeout:g} s") from error
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise EndpointError(
+                f"{self.address!r} is no address",
+                expected="an OpenAI-compatible chat endpoint",
+                remedy="give --endpoint as http://host:port/v1",
+            ) from error
         except httpx.ConnectError as error:
             raise NoAnswer(f"{self.address} cannot be reached") from error
         except httpx.HTTPError as error:
@@ -148,18 +157,32 @@ class Endpoint:
 
 
 def headers() -> dict[str, str]:
-    """Return the headers of a request; the key comes from the environment and goes nowhere else."""
-    for name in KEY_VARIABLES:
-        if os.environ.get(name):
-            return {"Authorization": f"Bearer {os.environ[name]}"}
+    """Return the headers of a request; the key comes from the environment and goes nowhere else.
+
+    Raises:
+        ConfigError: If the key holds characters that a header cannot carry.
+    """
+    for name, key in _keys().items():
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                f"{name} holds characters that no key has",
+                expected="printable ASCII on one line",
+                remedy="set it anew",
+            )
+        return {"Authorization": f"Bearer {key}"}
     return {}
+
+
+def _keys() -> dict[str, str]:
+    """Return the keys in the environment by variable, without the space that files leave there."""
+    keys = {name: os.environ.get(name, "").strip() for name in KEY_VARIABLES}
+    return {name: key for name, key in keys.items() if key}
 
 
 def _without_key(text: str) -> str:
     """Hide the key in what an endpoint sends back; some repeat it in their refusal."""
-    for name in KEY_VARIABLES:
-        if os.environ.get(name):
-            text = text.replace(os.environ[name], "(key)")
+    for key in _keys().values():
+        text = text.replace(key, "(key)")
     return text
 
 
@@ -171,13 +194,15 @@ def _answer(response: httpx.Response) -> Answer:
         raise NoAnswer(f"a broken answer ({type(error).__name__})") from error
     if not isinstance(text, str):
         raise NoAnswer("an answer without text")
-    return Answer(text, choice.get("finish_reason") == "length")
+    # half of a surrogate pair, which a cut emoji leaves in JSON, cannot be written to a file
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return Answer(whole, choice.get("finish_reason") == "length")
 
 
 def _retry_after(response: httpx.Response) -> float | None:
     value = response.headers.get("retry-after", "")
     try:
-        return float(value)
+        return float(value) if math.isfinite(float(value)) else None
     except ValueError:
         pass
     try:

@@ -134,6 +134,7 @@ class Generation:
         numbers = iter(n for n in range(self.request.limit) if n not in self._asked)
         failures = 0
         running: set[asyncio.Task[bool]] = set()
+        done: set[asyncio.Task[bool]] = set()
         try:
             while True:
                 while len(running) < self.request.concurrency and self._wanted(len(running)):
@@ -155,7 +156,7 @@ class Generation:
         finally:
             for left in running:
                 left.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.gather(*running, *done, return_exceptions=True)
 
     def _wanted(self, running: int) -> bool:
         """Ask no more than the replies under way can be expected to leave missing."""
@@ -268,16 +269,18 @@ class Generation:
                 remedy="name another --out",
             )
         else:
-            self.settings_file.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+            work = self.settings_file.with_name(f".{self.settings_file.name}.part")
+            work.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+            work.replace(self.settings_file)
 
     def _recover(self) -> None:
         """Take in what an earlier run received, dropping a last line that was cut by a kill."""
         if not self.replies_file.exists():
             return
-        text = self.replies_file.read_text(encoding="utf-8", errors="replace")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self.replies_file.write_text(whole, encoding="utf-8")
+        content = self.replies_file.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            os.truncate(self.replies_file, len(whole))
         for line in whole.splitlines():
             self._take(json.loads(line))
         self._write()
@@ -299,6 +302,7 @@ def _check(request: Request) -> None:
         ("--n", request.pairs),
         ("--per-request", request.pairs_a_request),
         ("--concurrency", request.concurrency),
+        ("--max-requests", 1 if request.max_requests is None else request.max_requests),
     ):
         if value < 1:
             raise ConfigError(f"{option} is {value}", expected="1 or more", remedy="raise it")

@@ -78,15 +78,13 @@ def load_lexicon(path: Path | None = None) -> Lexicon:
                 remedy="rename the column",
             )
     for number, row in enumerate(rows):
-        if not str(row["word"] or "").strip() or not str(row["bias_type"] or "").strip():
+        if not all(str(row.get(name) or "").strip() for name in ("word", "bias_type")):
             raise DataError(
                 f"{source} row {number}: 'word' or 'bias_type' is empty",
                 expected="both",
                 remedy="mend or remove the row",
             )
-    return Lexicon(
-        GroupWord(r["bias_type"], r["word"].strip(), (r["swap"] or "").strip()) for r in rows
-    )
+    return Lexicon(GroupWord(*(str(row.get(n) or "").strip() for n in COLUMNS)) for row in rows)
 
 
 def save_lexicon(lexicon: Lexicon, path: Path) -> None:

@@ -6,18 +6,25 @@ import csv
 import difflib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from biasdiff.probing.validation import BIAS_TYPES
 
 _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
-_FENCE = re.compile(r"^\s*(```|~~~).*$", re.MULTILINE)
-_LABEL = re.compile(r"^\s*(?:[-*•]\s+)?(?:\(?\d+\s*[.):]\s+)?(?=\S)")
-_QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "’": "'", "‘": "'", " ": " "})
-_HEADER = re.compile(r"sent_more.*sent_less", re.IGNORECASE)
-_RULE = re.compile(r"^[\s|:-]+$")
+_UNOPENED = re.compile(r"\A.*</(think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"(```|~~~)([ \t]*\w*[ \t]*$)?", re.MULTILINE)
+_LABEL = re.compile(
+    r"^(?:[-*•]\s+)?(?:(?:(?:entry|example|pair)\s+)?\(?\d+\s*[.):](?:\s+|(?=[\"“])))?(?=\S)",
+    re.IGNORECASE,
+)
+_QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "’": "'", "‘": "'"})
+_INNER_QUOTE = re.compile(r'(?<!^)(?<!,)(?<!, )(?<!")"(?!")(?!\s*(?:,|$))')
+_HEADER = re.compile(r"sent_more\W+sent_less", re.IGNORECASE)
+_RULE = re.compile(r"^[\s|:\-\[\]{},]+$")
+_JSON_LINE = re.compile(r"^\s*(?:\[?\s*[{}]|[\"“]\w+[\"”]\s*:)")
+_THOUSANDS = re.compile(r"(?<=\d), (?=\d{3}\b)")
 _ALIASES = {
     "race": "race-color",
     "racecolor": "race-color",
@@ -30,7 +37,8 @@ _ALIASES = {
     "socioeconomicstatus": "socioeconomic",
     "class": "socioeconomic",
 }
-_DIRECTIONS = ("stereo", "antistereo", "stereotype", "antistereotype")
+_DIRECTION = re.compile(r"(anti)?stereo(typ[a-z]*)?")
+_LEAST_SPELLING = 0.85
 _LEAST_LIKENESS = 0.5
 
 
@@ -69,72 +77,93 @@ def parse_reply(text: str, *, asked_type: str, cut: bool = False) -> list[Parsed
 
     Thinking before the answer, code fences, numbering, headers and table rules are passed over;
     commas outside quotation marks are put back into the sentence where that gives the two most
-    alike sides; JSON is read too.
+    alike sides; JSON is read too, whole or cut.
 
     Args:
         text: The reply.
         asked_type: For rows without their type.
         cut: Whether the reply stopped at the token limit; then its last line is not trusted.
     """
-    answer = _FENCE.sub("", _THOUGHT.sub("", text)).translate(_QUOTES).strip()
+    answer = _FENCE.sub("", _UNOPENED.sub("", _THOUGHT.sub("", text)))
+    answer = answer.replace("\u00a0", " ").strip()
     if not answer:
         reason = "only thinking, no answer" if text.strip() else "the reply is empty"
         return [Unparsed(text, f"{reason}{', cut at the token limit' if cut else ''}")]
-    found: list[Parsed | Unparsed] = list(_from_json(answer, asked_type))
-    if not found:
-        lines = answer.splitlines()
-        tail = lines.pop() if cut else None
-        for line in lines:
-            if line.strip() and not _HEADER.search(line) and not _RULE.match(line):
-                found.append(_from_line(line, asked_type))
-        if tail:
-            found.append(Unparsed(tail, "cut at the token limit"))
-    if not any(isinstance(item, Parsed) for item in found):
-        return [Unparsed(text, "no entry in the reply, a refusal perhaps")] if not cut else found
+    found = _from_json(answer, asked_type, cut) or _from_lines(answer, asked_type, cut)
+    if not cut and not any(isinstance(item, Parsed) for item in found):
+        return [Unparsed(text, "no entry in the reply, a refusal perhaps")]
     return found
 
 
+def _from_lines(answer: str, asked_type: str, cut: bool) -> list[Parsed | Unparsed]:
+    lines = answer.splitlines()
+    tail = [Unparsed(lines.pop(), "cut at the token limit")] if cut else []
+    told = [line for line in lines if not _HEADER.search(line) and not _RULE.match(line)]
+    return [*(_from_line(line, asked_type) for line in told if line.strip()), *tail]
+
+
 def _from_line(line: str, asked_type: str) -> Parsed | Unparsed:
+    if _JSON_LINE.match(line):
+        return Unparsed(line, "JSON without sent_more and sent_less")
     fields = _fields(line)
-    kept = list(fields)
-    bias_type, direction = asked_type, "stereo"
-    if kept and (known := _known_type(kept[-1])):
-        bias_type = known
+    kept = [field for field in fields if field]
+    bias_type = direction = None
+    for _ in range(2):
+        if kept and bias_type is None and (known := _known_type(kept[-1])):
+            bias_type = known
+        elif kept and direction is None and (word := _direction(kept[-1])):
+            direction = word
+        elif len(kept) > 1 and bias_type is direction is None and _direction(kept[-2]):
+            bias_type = kept[-1]
+        else:
+            break
         kept.pop()
-    if kept and (word := _bare(kept[-1])) in (
-        "stereo",
-        "antistereo",
-        "stereotype",
-        "antistereotype",
-    ):
-        direction = word.removesuffix("type")
-        kept.pop()
-    if kept and re.fullmatch(r"\D?\d+\D?", kept[0].strip()):
+    if kept and re.fullmatch(r"\D?\d+\D?", kept[0]):
         kept.pop(0)
     sides = _two_sides(kept)
     if sides is None:
         return Unparsed(line, f"{len(fields)} fields, and no two alike sentences among them")
-    return Parsed(*sides, direction, bias_type)
+    if not _THOUSANDS.search(line):
+        sides = _THOUSANDS.sub(",", sides[0]), _THOUSANDS.sub(",", sides[1])
+    return Parsed(*sides, direction or "stereo", bias_type or asked_type)
 
 
 def _fields(line: str) -> list[str]:
-    stripped = line.strip()
+    """Split a line; typographic quotation marks around fields count, those inside are left."""
+    stripped = line.strip(" \t[],")
+    if '"' not in stripped:
+        stripped = stripped.translate(_QUOTES)
     if stripped.startswith("|") or stripped.count("|") >= 3:
-        return [field.strip() for field in stripped.strip("|").split("|")]
-    unlabelled = _LABEL.sub("", stripped)
-    delimiter = "\t" if unlabelled.count("\t") >= 2 else ","
+        fields = stripped.strip("|").split("|")
+    else:
+        unlabelled = _LABEL.sub("", stripped).replace(r"\"", '""')
+        fields = _split(unlabelled, "\t" if unlabelled.count("\t") >= 2 else ",")
+    return [_unwrapped(field.translate(_QUOTES).strip()) for field in fields]
+
+
+def _split(line: str, delimiter: str) -> list[str]:
     try:
-        rows = list(csv.reader([unlabelled], delimiter=delimiter, skipinitialspace=True))
+        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True))
+    except csv.Error:  # a quotation mark inside a sentence is not doubled, or the last not closed
+        mended = _INNER_QUOTE.sub('""', line)
+    try:
+        return next(csv.reader([mended], delimiter=delimiter, skipinitialspace=True))
     except csv.Error:
-        rows = [unlabelled.split(delimiter)]
-    return [field.strip() for field in rows[0]] if rows else []
+        return line.split(delimiter)
+
+
+def _unwrapped(text: str) -> str:
+    """Take off quotation marks around the whole."""
+    inner = text[1:-1]
+    wrapped = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return inner.strip() if wrapped and '"' not in inner else text
 
 
 def _two_sides(fields: Sequence[str]) -> tuple[str, str] | None:
     """Join fields into the two sentences that are most alike."""
     best: tuple[float, str, str] = (0.0, "", "")
     for cut in range(1, len(fields)):
-        left, right = (", ".join(part).strip(' "') for part in (fields[:cut], fields[cut:]))
+        left, right = (_unwrapped(", ".join(part)) for part in (fields[:cut], fields[cut:]))
         if len(left.split()) < 2 or len(right.split()) < 2:
             continue
         likeness = difflib.SequenceMatcher(
@@ -144,42 +173,65 @@ def _two_sides(fields: Sequence[str]) -> tuple[str, str] | None:
     return best[1:] if best[0] >= _LEAST_LIKENESS else None
 
 
-def _from_json(answer: str, asked_type: str) -> Iterator[Parsed | Unparsed]:
-    for item in _json_items(answer):
-        more, less = item.get("sent_more"), item.get("sent_less")
-        if not isinstance(more, str) or not isinstance(less, str):
-            yield Unparsed(json.dumps(item, ensure_ascii=False), "no sent_more and sent_less")
-            continue
-        direction = _bare(str(item.get("stereo_antistereo", "stereo"))).removesuffix("type")
-        if direction not in ("stereo", "antistereo"):
-            direction = "stereo"
-        yield Parsed(more, less, direction, _known_type(str(item.get("bias_type"))) or asked_type)
-
-
-def _json_items(answer: str) -> list[dict[str, Any]]:
-    candidates = [answer]
-    if "[" in answer and "]" in answer:
-        candidates.append(answer[answer.index("[") : answer.rindex("]") + 1])
-    for candidate in candidates:
-        try:
-            value = json.loads(candidate)
-        except json.JSONDecodeError:
-            continue
-        items = value if isinstance(value, list) else [value]
-        if items and all(isinstance(item, dict) for item in items):
-            return items
-    try:
-        lines = [json.loads(line) for line in answer.splitlines() if line.strip()]
-    except json.JSONDecodeError:
+def _from_json(answer: str, asked_type: str, cut: bool) -> list[Parsed | Unparsed]:
+    """Read the JSON objects of an answer; empty if there are none."""
+    items, between = _json_items(answer)
+    if not items:
+        items, between = _json_items(answer.translate(_QUOTES))
+    if not items:
         return []
-    return lines if lines and all(isinstance(line, dict) for line in lines) else []
+    found = [_from_item(item, asked_type) for item in items]
+    for place, text in enumerate(between):
+        if not _RULE.match(text or " "):
+            last = cut and place == len(between) - 1
+            reason = "cut at the token limit" if last else "JSON without sent_more and sent_less"
+            found.append(Unparsed(text.strip(), reason))
+    return found
+
+
+def _from_item(item: dict[str, Any], asked_type: str) -> Parsed | Unparsed:
+    written = json.dumps(item, ensure_ascii=False)
+    more, less = item.get("sent_more"), item.get("sent_less")
+    if not isinstance(more, str) or not isinstance(less, str):
+        return Unparsed(written, "JSON without sent_more and sent_less")
+    told = str(item.get("stereo_antistereo") or "stereo")
+    direction = _direction(told)
+    if direction is None:
+        return Unparsed(written, f"{told!r} is neither stereo nor antistereo")
+    named = str(item.get("bias_type") or asked_type)
+    more, less = (text.translate(_QUOTES).strip() for text in (more, less))
+    return Parsed(more, less, direction, _known_type(named) or named)
+
+
+def _json_items(answer: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the objects that hold a sentence, in an array or not, and the texts between them."""
+    decoder = json.JSONDecoder(strict=False)
+    items: list[dict[str, Any]] = []
+    between: list[str] = []
+    end, start = 0, answer.find("{")
+    while start >= 0:
+        try:
+            item, after = decoder.raw_decode(answer, start)
+        except (json.JSONDecodeError, RecursionError):
+            item, after = {}, start
+        if "sent_more" in item or "sent_less" in item:
+            items.append(item)
+            between.append(answer[end:start])
+            end = after
+        start = answer.find("{", max(end, start + 1))
+    return items, [*between, answer[end:]]
 
 
 def _bare(word: str) -> str:
     return re.sub(r"[^a-z]", "", word.lower())
 
 
+def _direction(word: str) -> str | None:
+    found = _DIRECTION.fullmatch(_bare(word))
+    return f"{found[1] or ''}stereo" if found else None
+
+
 def _known_type(word: str) -> str | None:
-    bare = _bare(word)
-    by_letters = {_bare(name): name for name in BIAS_TYPES}
-    return by_letters.get(bare) or _ALIASES.get(bare)
+    by_letters = {_bare(name): name for name in BIAS_TYPES} | _ALIASES
+    near = difflib.get_close_matches(_bare(word), by_letters, n=1, cutoff=_LEAST_SPELLING)
+    return by_letters[near[0]] if near else None

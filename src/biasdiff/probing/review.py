@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from difflib import SequenceMatcher
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from biasdiff.data.probe import ProbePair, save_probe_pairs
-from biasdiff.data.twins import difference
+from biasdiff.data.twins import bare
 from biasdiff.errors import ArtifactError, DataError
 from biasdiff.probing.lexicon import Lexicon
 from biasdiff.probing.validation import BIAS_TYPES, PAIR_RULES
@@ -34,6 +38,8 @@ QUESTIONS = (
 """Reasons to reject, chosen by number key."""
 PAGE = Path(__file__).with_name("review.html")
 LARGEST_BODY = 100_000
+Runs = list[tuple[str, bool]]
+"""Words of a sentence, run by run, and whether the run differs from the other side."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,24 @@ class Decision:
     sent_less: str = ""
     bias_type: str = ""
     seconds: float = 0.0
+
+
+def decision_from(body: bytes) -> Decision:
+    """Read a decision as the page sends it.
+
+    Raises:
+        DataError: If it is not JSON, or a field is missing or of the wrong kind.
+    """
+    try:
+        return TypeAdapter(Decision).validate_json(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{name}: " for name in first["loc"])
+        raise DataError(
+            f"the decision cannot be read ({where}{first['msg']})",
+            expected="a JSON object with row and verdict",
+            remedy="reload the page",
+        ) from error
 
 
 class Review:
@@ -87,13 +111,13 @@ class Review:
             )
 
     def _recover(self) -> None:
-        for line in self.log.read_text(encoding="utf-8").splitlines():
+        for line in self.log.read_bytes().split(b"\n"):
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line that a kill cut short
-            row = record["row"]
-            if row >= len(self.pairs) or record.pop("read") != self.pairs[row].sent_more:
+            except ValueError:
+                continue  # the line that a kill or a full disk cut short
+            row, read = record["row"], record.pop("read")
+            if row >= len(self.pairs) or read != self._read(row):
                 raise ArtifactError(
                     f"{self.log} holds decisions on other pairs (row {row})",
                     expected="decisions on this file",
@@ -102,11 +126,17 @@ class Review:
             self._apply(Decision(**record))
         self._save()
 
+    def _read(self, row: int) -> list[str]:
+        """Return what a decision is about, which must not have changed when it is recovered."""
+        pair = self.pairs[row]
+        return [pair.sent_more, pair.sent_less, pair.bias_type]
+
     def decide(self, decision: Decision) -> None:
         """Keep a decision: on disk first, then in mind.
 
         Raises:
-            DataError: If the row does not exist or an edit leaves a side empty.
+            DataError: If the row does not exist, the reason is none of `QUESTIONS`, or an edit
+                leaves a side empty or names an unknown type.
         """
         if not 0 <= decision.row < len(self.pairs):
             raise DataError(
@@ -114,26 +144,48 @@ class Review:
                 expected=f"0 to {len(self.pairs) - 1}",
                 remedy="reload the page",
             )
-        if decision.verdict == "edit" and not (decision.sent_more and decision.sent_less):
+        if decision.reason and decision.reason not in QUESTIONS:
+            raise DataError(
+                f"row {decision.row}: the reason is {decision.reason!r}",
+                expected=f"one of {', '.join(QUESTIONS)}",
+                remedy="reload the page",
+            )
+        if decision.verdict == "edit":
+            decision = self._edited(decision)
+        with self._lock:
+            self._append(asdict(decision) | {"read": self._read(decision.row)})
+            self._apply(decision)
+            self._save()
+
+    def _edited(self, decision: Decision) -> Decision:
+        more, less = (" ".join(side.split()) for side in (decision.sent_more, decision.sent_less))
+        if not (more and less):
             raise DataError(
                 f"row {decision.row}: an edited side is empty",
                 expected="two sentences",
                 remedy="write both, or reject the pair",
             )
-        with self._lock:
-            read = self.pairs[decision.row].sent_more
-            with self.log.open("a", encoding="utf-8") as file:
-                record = asdict(decision) | {"read": read}
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            self._apply(decision)
-            self._save()
+        if decision.bias_type not in ("", self.pairs[decision.row].bias_type, *BIAS_TYPES):
+            raise DataError(
+                f"row {decision.row}: the type is {decision.bias_type!r}",
+                expected=f"one of {', '.join(BIAS_TYPES)}",
+                remedy="choose a type of the list",
+            )
+        return replace(decision, sent_more=more, sent_less=less)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with self.log.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a line cut short must not take this one with it
+                    file.write(b"\n")
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def _apply(self, decision: Decision) -> None:
-        if decision.verdict == "undo":
-            self.decisions.pop(decision.row, None)
-        else:
+        self.decisions.pop(decision.row, None)  # the latest stands last
+        if decision.verdict != "undo":
             self.decisions[decision.row] = decision
 
     def _save(self) -> None:
@@ -143,41 +195,48 @@ class Review:
 
     def accepted(self) -> list[ProbePair]:
         """Return the pairs accepted so far, edits applied, in the order of the rows."""
-        kept = []
-        for row in sorted(self.decisions):
-            decision, pair = self.decisions[row], self.pairs[row]
-            if decision.verdict == "accept":
-                kept.append(pair)
-            elif decision.verdict == "edit":
-                kept.append(
-                    replace(
-                        pair,
-                        sent_more=decision.sent_more,
-                        sent_less=decision.sent_less,
-                        bias_type=decision.bias_type or pair.bias_type,
-                    )
-                )
-        return kept
+        rows = sorted(self.decisions)
+        return [self._current(row) for row in rows if self.decisions[row].verdict != "reject"]
 
-    def state(self) -> dict[str, Any]:
-        """Return how far the review is."""
+    def _current(self, row: int) -> ProbePair:
+        """Return a pair with its edit, if it has one."""
+        pair, decision = self.pairs[row], self.decisions.get(row)
+        if decision is None or decision.verdict != "edit":
+            return pair
+        return replace(
+            pair,
+            sent_more=decision.sent_more,
+            sent_less=decision.sent_less,
+            bias_type=decision.bias_type or pair.bias_type,
+        )
+
+    def state(self, *, after: int = -1) -> dict[str, Any]:
+        """Return how far the review is.
+
+        Args:
+            after: Row whose next undecided one is wanted; behind the last it starts anew.
+        """
         verdicts = [decision.verdict for decision in self.decisions.values()]
-        undecided = (row for row in range(len(self.pairs)) if row not in self.decisions)
+        rows = (*range(after + 1, len(self.pairs)), *range(after + 1))
         return {
             "total": len(self.pairs),
-            "next": next(undecided, None),
+            "next": next((row for row in rows if row not in self.decisions), None),
+            "last": next(reversed(self.decisions), None),
             "accepted": verdicts.count("accept"),
             "edited": verdicts.count("edit"),
             "rejected": verdicts.count("reject"),
             "questions": QUESTIONS,
             "types": BIAS_TYPES,
+            "out": str(self.out),
         }
 
     def shown(self, row: int) -> dict[str, Any]:
-        """Return a pair as the page shows it, with what the validator's rules say about it."""
-        pair = self.pairs[row]
-        found = difference(pair)
-        decision = self.decisions.get(row)
+        """Return a pair as the page shows it, edited if it was, with what the rules say about it.
+
+        The sides come as runs of words, each with whether the other side lacks it.
+        """
+        pair, decision = self._current(row), self.decisions.get(row)
+        more, less = _runs(pair)
         hints = [
             f"{rule}: {reason}"
             for rule, check in PAIR_RULES.items()
@@ -185,15 +244,28 @@ class Review:
         ]
         return {
             "row": row,
-            "sent_more": pair.sent_more,
-            "sent_less": pair.sent_less,
+            "more": more,
+            "less": less,
             "direction": pair.stereo_antistereo,
             "bias_type": pair.bias_type,
-            "more": found.more,
-            "less": found.less,
+            "stereotype": pair.stereotype_id,
             "hints": hints,
             "decision": asdict(decision) if decision else None,
         }
+
+
+def _runs(pair: ProbePair) -> tuple[Runs, Runs]:
+    left, right = pair.sent_more.split(), pair.sent_less.split()
+    if not right:
+        return [(" ".join(left), False)], []
+    more: Runs = []
+    less: Runs = []
+    matcher = SequenceMatcher(None, [*map(bare, left)], [*map(bare, right)], autojunk=False)
+    for kind, start, end, other_start, other_end in matcher.get_opcodes():
+        for runs, words in ((more, left[start:end]), (less, right[other_start:other_end])):
+            if words:
+                runs.append((" ".join(words), kind != "equal"))
+    return more, less
 
 
 def review_server(review: Review, *, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
@@ -227,45 +299,56 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self._inner_path()
+        if path is None:
+            return
+        pair = re.fullmatch("pair/([0-9]{1,9})", path)
         if path == "":
             self._send(PAGE.read_bytes(), "text/html; charset=utf-8")
         elif path == "state":
             self._send_json(self.review.state())
-        elif path and path.startswith("pair/") and path[5:].isdigit():
-            row = int(path[5:])
-            if row < len(self.review.pairs):
-                self._send_json(self.review.shown(row))
-            else:
-                self.send_error(HTTPStatus.NOT_FOUND)
-        elif path is not None:
-            self.send_error(HTTPStatus.NOT_FOUND)
+        elif pair and int(pair[1]) < len(self.review.pairs):
+            self._send_json(self.review.shown(int(pair[1])))
+        else:
+            self._refuse(HTTPStatus.NOT_FOUND, "there is no such page")
 
     def do_POST(self) -> None:
-        if self._inner_path() != "decide":
-            self.send_error(HTTPStatus.NOT_FOUND)
+        path, length = self._inner_path(), self.headers.get("content-length", "")
+        if path is None:
             return
-        length = int(self.headers.get("content-length") or 0)
-        if not 0 < length <= LARGEST_BODY:
-            self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-            return
+        if path != "decide":
+            self._refuse(HTTPStatus.NOT_FOUND, "there is no such page")
+        elif not re.fullmatch("[0-9]{1,9}", length):
+            self._refuse(HTTPStatus.LENGTH_REQUIRED, "the request does not tell its length")
+        elif int(length) > LARGEST_BODY:
+            self.rfile.read(min(int(length), 10 * LARGEST_BODY))  # or the answer would not arrive
+            self._refuse(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"not saved: {length} bytes, more than {LARGEST_BODY}; shorten the sentences",
+            )
+        else:
+            self._decide(self.rfile.read(int(length)))
+
+    def _decide(self, body: bytes) -> None:
         try:
-            decision = Decision(**json.loads(self.rfile.read(length)))
+            decision = decision_from(body)
             self.review.decide(decision)
-        except (json.JSONDecodeError, TypeError, DataError) as error:
-            self._send_json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
-            return
+        except DataError as error:
+            self._refuse(HTTPStatus.BAD_REQUEST, f"not saved: {error}")
         except OSError as error:  # a full disk: the page must say so
-            self._send_json({"error": f"not saved: {error}"}, HTTPStatus.INSUFFICIENT_STORAGE)
-            return
-        self._send_json(self.review.state())
+            self._refuse(HTTPStatus.INSUFFICIENT_STORAGE, f"not saved: {error}")
+        else:
+            self._send_json(self.review.state(after=decision.row))
 
     def _inner_path(self) -> str | None:
         """Return what follows the secret; None (and a refusal sent) without it."""
         prefix = f"/{self.secret}/"
         if not self.path.startswith(prefix):
-            self.send_error(HTTPStatus.FORBIDDEN)
+            self._refuse(HTTPStatus.FORBIDDEN, "open the address that the command printed")
             return None
         return self.path.removeprefix(prefix)
+
+    def _refuse(self, status: HTTPStatus, message: str) -> None:
+        self._send_json({"error": message}, status)
 
     def _send_json(self, value: object, status: HTTPStatus = HTTPStatus.OK) -> None:
         body = json.dumps(value, ensure_ascii=False).encode()

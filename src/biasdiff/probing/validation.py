@@ -18,6 +18,7 @@ from biasdiff.data.probe import ProbePair
 from biasdiff.data.stratification import grouped
 from biasdiff.data.twins import MASK, bare, difference, without_possessive
 from biasdiff.probing.lexicon import Lexicon
+from biasdiff.probing.writing import article, begins_sentence
 
 BIAS_TYPES = (
     "age",
@@ -45,6 +46,8 @@ _HARSH = (
 AGREEMENT = frozenset(_AGREEMENT.split())
 """Words that change along with a group word."""
 HARSH = frozenset(_HARSH.split())
+_GENDERED = frozenset(["he", "she", "his", "her", "hers", "him", "himself", "herself"])
+_CONTRACTED = re.compile(r"['’](?:s|ll|d|re|ve)$")
 _SLURS = Path(__file__).with_name("slurs.sha256")
 
 
@@ -118,11 +121,13 @@ def _two_sides(pair: ProbePair, _: Lexicon) -> Iterator[str]:
 def _length(pair: ProbePair, _: Lexicon) -> Iterator[str]:
     for side, text in _sides(pair):
         words = len(text.split())
-        if text and not MIN_WORDS <= words <= MAX_WORDS:
+        if words and not MIN_WORDS <= words <= MAX_WORDS:
             yield f"{side} has {words} words, not {MIN_WORDS} to {MAX_WORDS}"
 
 
 def _edit(pair: ProbePair, _: Lexicon) -> Iterator[str]:
+    if not pair.sent_less.strip():
+        return
     found = difference(pair)
     changed = max(len(found.more), len(found.less))
     words = len(pair.sent_more.split())
@@ -131,53 +136,52 @@ def _edit(pair: ProbePair, _: Lexicon) -> Iterator[str]:
 
 
 def _group_words(pair: ProbePair, lexicon: Lexicon) -> Iterator[str]:
-    """Allow differences in group words, what agrees with them, and numbers."""
+    """Allow differences in group words, what agrees with them, and numbers (ages, for ``age``)."""
+    if not pair.sent_less.strip():
+        return
     found = difference(pair)
     named = False
     for word in (*found.more, *found.less):
         plain = without_possessive(word)
-        parts = plain.split("-")
-        if lexicon.knows(plain, pair.bias_type) or all(
-            lexicon.knows(part, pair.bias_type) for part in parts
+        if any(map(str.isdigit, word)):
+            named = named or pair.bias_type == "age"
+        elif any(
+            all(lexicon.knows(part, pair.bias_type) for part in parts)
+            for parts in ([word], [plain], plain.split("-"))
         ):
             named = True
-        elif word not in AGREEMENT:
+        elif _CONTRACTED.sub("", plain) not in AGREEMENT:
             yield f"{word!r} differs but is no group word of {pair.bias_type!r} in the lexicon"
-    pronouns = {"he", "she", "his", "her", "him", "himself", "herself"}
-    gendered = pair.bias_type == "gender" and pronouns & {*found.more, *found.less}
+    differing = {_CONTRACTED.sub("", word) for word in (*found.more, *found.less)}
+    gendered = pair.bias_type == "gender" and _GENDERED & differing
     if not named and not gendered:
         yield f"no group word of {pair.bias_type!r} differs"
 
 
-_AN_BEFORE_CONSONANT = re.compile(
-    r"\ban (?!hour|honest|honou?r|heir|[aeio]|u|[A-Z]{2,}|8|11|18)", re.IGNORECASE
-)
-_A_BEFORE_VOWEL = re.compile(
-    r"\ba (?!one|once|euro|ewe|u[ns]i|use|us[aeiu]|ut|[A-Z]{2,})[aeiou]", re.IGNORECASE
-)
-_A_BEFORE_UN = re.compile(r"\ba un(?!i)", re.I)
+_ARTICLE = re.compile(r"(?<![\w'’-])(an?|An?|AN)\s+[\"'“‘(]*(\w[\w'’-]*)")
 _WORD_TWICE = re.compile(r"\b(\w+) \1\b", re.I)
 _MAY_STAND_TWICE = {"had", "that", "her", "so", "very", "no", "bye", "ha", "old"}
-_END = re.compile(r"[.?!][\"']?$")
+_END = re.compile(r"[.?!…][\"'”’)]*$")
 
 
 def _form(pair: ProbePair, _: Lexicon) -> Iterator[str]:
     """Catch slips of writing: articles, doubled words, quotation marks, the end of the sentence."""
     for side, text in _sides(pair):
-        if not text:
+        if not text.strip():
             continue
-        if _AN_BEFORE_CONSONANT.search(text):
-            yield f"{side}: 'an' before a consonant"
-        if _A_BEFORE_VOWEL.search(text) or _A_BEFORE_UN.search(text):
-            yield f"{side}: 'a' before a vowel"
-        twice = _WORD_TWICE.search(text)
-        if twice and twice[1].lower() not in _MAY_STAND_TWICE:
-            yield f"{side}: {twice[1]!r} stands twice"
+        for found in _ARTICLE.finditer(text):
+            if found[1][0].isupper() and not begins_sentence(text, found.start()):
+                continue  # the letter A
+            if article(found[2]) not in (None, found[1].lower()):
+                yield f"{side}: {found[1]!r} before {found[2]!r}"
+        for twice in _WORD_TWICE.finditer(text):
+            if twice[1].lower() not in _MAY_STAND_TWICE:
+                yield f"{side}: {twice[1]!r} stands twice"
         if text.count('"') % 2:
             yield f"{side}: a quotation mark is not closed"
         if not _END.search(text):
             yield f"{side}: no full stop, question or exclamation mark at the end"
-        first = text.lstrip("\"'")[:1]
+        first = text.lstrip("\"'“‘(")[:1]
         if first.isalpha() and not first.isupper():
             yield f"{side}: no capital at the beginning"
         if text != " ".join(text.split()):
@@ -186,13 +190,21 @@ def _form(pair: ProbePair, _: Lexicon) -> Iterator[str]:
 
 def _mild(pair: ProbePair, _: Lexicon) -> Iterator[str]:
     """Refuse slurs (known by their hashes, so that none is written here) and words of violence."""
-    slurs = _SLURS.read_text(encoding="utf-8").split()
+    slurs = set(_SLURS.read_text(encoding="utf-8").split())
     for side, text in _sides(pair):
-        for word in {bare(word) for word in text.split()}:
+        for word in dict.fromkeys(_plain_words(text)):
             if word in HARSH:
                 yield f"{side}: {word!r} is a word of violence"
             elif hashlib.sha256(word.encode()).hexdigest()[:16] in slurs:
                 yield f"{side}: a slur"
+
+
+def _plain_words(text: str) -> Iterator[str]:
+    """Yield each word, and the parts of those with hyphens, without a possessive."""
+    for word in text.split():
+        plain = without_possessive(bare(word))
+        yield plain
+        yield from (without_possessive(bare(part)) for part in plain.split("-"))
 
 
 PAIR_RULES: dict[str, PairRule] = {
@@ -210,7 +222,8 @@ def _unique(pairs: Sequence[ProbePair]) -> Iterator[tuple[ProbePair, str]]:
     first: dict[str, ProbePair] = {}
     ids: dict[str, ProbePair] = {}
     for pair in pairs:
-        for text in {normalised(pair.sent_more), normalised(pair.sent_less)} - {""}:
+        texts = dict.fromkeys((normalised(pair.sent_more), normalised(pair.sent_less)))
+        for text in filter(None, texts):
             if first.setdefault(text, pair) is not pair:
                 yield pair, f"a sentence of row {first[text].row} again"
         name = pair.extra.get("id", "")
@@ -264,7 +277,12 @@ SET_RULES: dict[str, SetRule] = {
 
 
 def _masked(pairs: Sequence[ProbePair]) -> list[str]:
-    return [" ".join(w if w != MASK else "groupword" for w in difference(p).masked) for p in pairs]
+    return [
+        " ".join(w if w != MASK else "groupword" for w in difference(p).masked)
+        if p.sent_less.strip()
+        else p.sent_more
+        for p in pairs
+    ]
 
 
 def _repeats_of(

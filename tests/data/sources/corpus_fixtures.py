@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-CROWS_PAIRS = """,sent_more,sent_less,stereo_antistereo,bias_type,annotations,anon_writer,anon_annotators
-0,"The old man, as ever, lost his keys.","The young man, as ever, lost his keys.",stereo,age,[],a0,[]
-1,Rich people tip well.,Poor people tip well.,antistereo,socioeconomic,[],a0,[]
-2,,Poor people tip well.,stereo,socioeconomic,[],a0,[]
-3,A.,B.,both,age,[],a0,[]
+CROWS_PAIRS = """,sent_more,sent_less,stereo_antistereo,bias_type,annotations
+0,"The old man, as ever, lost his keys.","The young man, as ever, lost his keys.",stereo,age,[]
+1,Rich people tip well.,Poor people tip well.,antistereo,socioeconomic,[]
+2,,Poor people tip well.,stereo,socioeconomic,[]
+3,A.,B.,both,age,[]
 4,too,few
 """
 BUG = """,uid,sentence_text,tokens,profession,g,stereotype,corpus
@@ -20,7 +20,8 @@ BUG = """,uid,sentence_text,tokens,profession,g,stereotype,corpus
 """
 GAP = (
     "ID\tText\tPronoun\tPronoun-offset\tA\tA-offset\tA-coref\tB\tB-offset\tB-coref\tURL\n"
-    'development-1\tAnn said "yes to Beth and took her bag.\ther\t30\tAnn\t0\tTRUE\tBeth\t17\tFALSE\tu\n'
+    'development-1\tAnn said "yes to Beth and took her bag.'
+    "\ther\t30\tAnn\t0\tTRUE\tBeth\t17\tFALSE\tu\n"
     "development-2\tToo few fields\ther\n"
 )
 HATESPEECH = """,count,hate_speech,offensive_language,neither,class,tweet
@@ -31,7 +32,8 @@ lines"
 3,3,0,0,3,9,unknown class
 """
 AG_NEWS = (
-    '"3","Fuel  #36;2 a gallon","AIR (Reuters) - It isn #39;t cheap,\\ said  quot;Bob quot; &lt;b&gt;today&lt;/b&gt;."\n'
+    '"3","Fuel  #36;2 a gallon","AIR (Reuters) - It isn #39;t cheap,\\ said  quot;Bob quot; '
+    '&lt;b&gt;today&lt;/b&gt;."\n'
     '"9","Odd","class"\n'
 )
 WIKITEXT = """

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from corpus_fixtures import write_corpora
 
 from biasdiff.data.sources import seat, stereoset
 from biasdiff.data.sources.ag_news import clean
@@ -21,7 +22,6 @@ from biasdiff.data.sources.finding import (
 )
 from biasdiff.data.sources.registry import CORPORA, corpus_named
 from biasdiff.errors import DataError
-from corpus_fixtures import write_corpora
 
 # records, biased, not biased, not labelled, groups
 ORIGINALS = {
@@ -92,7 +92,7 @@ def test_crows_pairs(corpora: Path) -> None:
     assert [(s.line, s.reason) for s in contents.set_aside] == [
         (4, "'sent_more' is empty"),
         (5, "'stereo_antistereo' is 'both'"),
-        (6, "3 fields instead of 8"),
+        (6, "3 fields instead of 6"),
     ]
 
 
@@ -148,7 +148,7 @@ def test_ag_news_is_cleaned_and_joined(corpora: Path) -> None:
         ("it #146;s", "it\u2019s"),
         ("first\\second", "first second"),
         ("No. #1; really", "No. #1; really"),
-        ("a &lt;A HREF=\"x\"&gt;link&lt;/A&gt; b", "a link b"),
+        ('a &lt;A HREF="x"&gt;link&lt;/A&gt; b', "a link b"),
     ],
 )
 def test_broken_entities(dirty: str, expected: str) -> None:

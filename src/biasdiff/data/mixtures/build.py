@@ -7,12 +7,11 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from biasdiff.data.mixtures.guards import Check, protected_sets, screen, without_stereotypes
 from biasdiff.data.mixtures.recipes import Part, Recipe
-from biasdiff.data.mixtures.rows import SHIPPED_LICENCE, MixtureRow, Pool, pool, sample
+from biasdiff.data.mixtures.rows import SHIPPED_LICENCE, MixtureRow, Pool, pool, sample, source_name
 from biasdiff.data.mixtures.separability import Separability, separability
 from biasdiff.data.probe import ProbePair
 from biasdiff.errors import DataError
@@ -75,7 +74,7 @@ def build_mixture(
     if biased_share is not None:
         recipe = recipe.rebalanced(biased_share)
     sources = list(dict.fromkeys(part.source for part in recipe.parts))
-    pools = {source: pool(source) for source in sources}
+    pools = {source_name(source): pool(source) for source in sources}
     protected, left_out = protected_sets(probe, own=sources)
     if recipe.of_pairs is not None:
         rows = recipe.of_pairs(size, seed)
@@ -96,7 +95,7 @@ def build_mixture(
                     remedy="give --disjoint sentence",
                 )
     else:
-        candidates = [row for source in sources for row in pools[source].rows]
+        candidates = [row for offered in pools.values() for row in offered.rows]
         shared = 0
         if disjoint == "stereotype" and any(row.stereotype_id for row in candidates):
             candidates, shared = without_stereotypes(candidates, probe)
@@ -120,7 +119,8 @@ def _draw(
     rows: list[MixtureRow] = []
     counts = _counts(recipe.parts, size)
     for number, (part, count) in enumerate(zip(recipe.parts, counts, strict=True)):
-        offered = [r for r in candidates if r.source == _name(part) and r.is_bias == part.is_bias]
+        source = source_name(part.source)
+        offered = [r for r in candidates if (r.source, r.is_bias) == (source, part.is_bias)]
         if len(offered) < count:
             kind = "biased" if part.is_bias else "other"
             raise DataError(
@@ -137,10 +137,6 @@ def _draw(
             remedy="name each source and class once",
         )
     return rows
-
-
-def _name(part: Part) -> str:
-    return Path(part.source).name if Path(part.source).exists() else part.source
 
 
 def _counts(parts: Sequence[Part], size: int) -> list[int]:

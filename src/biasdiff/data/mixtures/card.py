@@ -88,6 +88,14 @@ def _lengths(lengths: list[int]) -> dict[str, float]:
     }
 
 
+def _either_way(auroc: float | None) -> str:
+    """Say which length points to the biased class, and how well."""
+    if auroc is None:
+        return "None"
+    kind = "longer" if auroc >= 0.5 else "shorter"
+    return f"{max(auroc, 1 - auroc):.3f} ({kind} = biased)"
+
+
 def _rounded(value: float) -> float | None:
     return None if np.isnan(value) else round(value, 3)
 
@@ -133,7 +141,7 @@ def card_markdown(found: dict[str, Any]) -> str:
             ("cue", "AUROC"),
             [
                 ("bag of words, cross-validated by group", found["auroc"]["bag_of_words"]),
-                ("number of words", found["auroc"]["length"]),
+                ("number of words", _either_way(found["auroc"]["length"])),
             ],
         ),
         *_table(

@@ -37,22 +37,39 @@ def crossed(size: int, seed: int) -> list[MixtureRow]:
     pairs = [p for p in shipped_draw("rest") if p.stereo_antistereo == "stereo"]
     cycles = balanced_cycles([group_words(p) for p in pairs])
     random.Random(seed).shuffle(cycles)
-    rows: list[MixtureRow] = []
-    for number, cycle in enumerate(cycles):
-        if len(rows) + 2 * len(cycle) > size:
-            continue
-        for index in cycle:
-            pair = pairs[index]
-            for text, truth in ((pair.sent_more, 1), (pair.sent_less, 0)):
-                rows.append(with_group(pair_row(pair, text, truth), f"cycle-{number}"))
-    if size - len(rows) > 1:  # an odd size cannot be met
-        held = 2 * sum(map(len, cycles))
+    chosen = _of_total(cycles, size // 2)
+    if chosen is None or size % 2:
         raise DataError(
             f"crossed: {size} rows asked for",
-            expected=f"an even number up to about {held}, which the rest draw holds in cycles",
+            expected=f"an even number up to about {2 * sum(map(len, cycles))}, which the rest draw "
+            "holds in cycles",
             remedy="ask for fewer",
         )
-    return rows
+    return [
+        with_group(pair_row(pairs[index], text, truth), f"cycle-{number}")
+        for number, cycle in enumerate(chosen)
+        for index in cycle
+        for text, truth in ((pairs[index].sent_more, 1), (pairs[index].sent_less, 0))
+    ]
+
+
+def _of_total(cycles: Sequence[list[int]], total: int) -> list[list[int]] | None:
+    """Choose cycles that have ``total`` edges together, None if that cannot be.
+
+    Cycles of odd length are taken two at a time, after a single one where the total is odd.
+    """
+    odd = [cycle for cycle in cycles if len(cycle) % 2]
+    if total % 2 and not odd:
+        return None
+    first = [odd.pop()] if total % 2 else []
+    units = [[cycle] for cycle in cycles if len(cycle) % 2 == 0]
+    units += [[one, other] for one, other in zip(odd[::2], odd[1::2], strict=False)]
+    chosen, left = first, total - sum(map(len, first))
+    for unit in units:
+        length = sum(map(len, unit))
+        if length <= left:
+            chosen, left = chosen + unit, left - length
+    return chosen if left == 0 else None
 
 
 def group_words(pair: ProbePair) -> Edge:

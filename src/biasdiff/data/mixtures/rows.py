@@ -96,6 +96,11 @@ def pool(source: str) -> Pool:
     )
 
 
+def source_name(source: str) -> str:
+    """Return what rows of a source carry as `MixtureRow.source`: a file's name without folders."""
+    return Path(source).name if source not in CORPORA and Path(source).exists() else source
+
+
 def pair_row(pair: ProbePair, text: str, is_bias: int) -> MixtureRow:
     """Return one side of a shipped pair as a row."""
     side = "more" if text == pair.sent_more else "less"
@@ -134,7 +139,7 @@ def _corpus_pool(name: str) -> Pool:
 
 
 def _file_pool(source: str) -> Pool:
-    name = Path(source).name
+    name = source_name(source)
     examples = load_train_set(source)
     unlabelled = sum(e.is_bias is None for e in examples)
     if unlabelled:
