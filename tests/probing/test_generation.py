@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from corpus_fixtures import write_corpora
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from biasdiff.cli.app import app
 from biasdiff.data.draws import shipped_draw
@@ -235,17 +234,20 @@ def test_nothing_that_arrived_is_lost(server: ChatServer, out: Path) -> None:
     assert sorted(reply["text"] for reply in beside(out, "replies")) == sorted(sent)
     assert len(server.asked) == 45
     assert len(sent) == 40
-    pairs = Counter(pair.sent_more for pair in load_probe_pairs(out))
+    kept = Counter(pair.sent_more for pair in load_probe_pairs(out))
+    assert set(kept.values()) == {1}
     rejected = beside(out, "rejected")
-    assert len(pairs) == sum(pairs.values())
-    for text in entries:
-        found = pairs[text] + any(text in item["text"] for item in rejected)
-        assert found >= 1, text
-    by_reason = Counter(item["reason"].split(":")[0] for item in rejected)
-    assert by_reason["type"] == by_reason["near-duplicate"] - 5 == 5
-    why = Counter(item["reason"] for item in rejected if item["reason"].startswith("unparsed"))
-    assert why["unparsed: no entry in the reply, a refusal perhaps"] == 5
-    assert why["unparsed: cut at the token limit"] == 5
+    repeated = sides(10, "age")[0]
+    for text in {*entries} - {repeated}:
+        assert kept[text] + any(text in item["text"] for item in rejected) == 1, text
+    assert kept[repeated] == 1
+    assert sum(repeated in item["text"] for item in rejected) == 10
+    reasons = Counter(item["reason"].split(" of ")[0] for item in rejected)
+    assert reasons["type: 'profession' was not asked for"] == 5
+    assert reasons["near-duplicate: 1.00"] == 10
+    assert reasons["unparsed: no entry in the reply, a refusal perhaps"] == 5
+    assert reasons["unparsed: cut at the token limit"] == 5
+    assert reasons["unparsed: 2 fields, and no two alike sentences among them"] == 5
     assert all(set(item) == {"request", "text", "reason"} for item in rejected)
 
 
@@ -256,10 +258,10 @@ def test_nothing_that_arrived_is_lost(server: ChatServer, out: Path) -> None:
         ("An old man sat there.", "An old man sat there!", "age", "sides: both sides say the same"),
         ("Old men sit.", "Young men sit.", "age", "length: sent_more has 3 words, not 5 to 40"),
         (
-            "The old man sat there quietly.",
-            "A few young people sat there.",
+            "The old man sat there for an hour every day.",
+            "The young man and his two best friends sat there for an hour every day.",
             "age",
-            "edit: 5 of 6 words differ",
+            "edit: 6 of 10 words differ",
         ),
         (
             "The old man sat there quietly",
@@ -325,12 +327,12 @@ def test_the_shipped_set_is_not_repeated(
     monkeypatch.setattr("biasdiff.probing.protected.shipped_pairs", _shipped)
     sound = [
         pair
-        for pair in _shipped()
+        for pair in drawn(_shipped(), 300, seed=3)
         if pair.sent_more[-1] == "." == pair.sent_less[-1]
         and 8 <= len(pair.sent_more.split()) <= 35
         and not any(list(PAIR_RULES[rule](pair, Lexicon(()))) for rule in RULES)
     ]
-    chosen = drawn(sound, 20, seed=3)
+    chosen = sound[:20]
     lines = [*map(nearly, chosen), *(row(p.sent_more.upper(), p.sent_less) for p in chosen)]
     harvest = harvest_of(server, out, *lines, entry(1, "age"), avoid=sentences_to_avoid([]))
     assert len(harvest.pairs) == 1
@@ -422,9 +424,9 @@ def test_ten_failed_requests_in_a_row_stop_the_run_and_it_goes_on(
     server: ChatServer, out: Path
 ) -> None:
     server.answer = lambda asked: good(asked) if asked.number < 2 else failing(500)
-    options = ("--types", "age", "--n", 40, "--per-request", 10)
+    options = ("--types", "age", "--n", 40, "--concurrency", 1)
     assert refusal(probe(server, out, *options)) == f"error: {TEN_FAILED.format(url=server.url)}"
-    assert 2 + FAILURES_IN_A_ROW <= len(server.asked) <= 2 + FAILURES_IN_A_ROW + 3
+    assert len(server.asked) == 2 + FAILURES_IN_A_ROW
     assert len(load_probe_pairs(out)) == 20
     answered = {asked.prompt for asked in server.asked[:2]}
     server.asked.clear()
@@ -470,6 +472,7 @@ def test_a_request_that_is_given_up_is_said_and_asked_again_by_the_next_run(
     assert "fewer than 30: raise --max-requests, or ask another model" in first.stdout
     lost = server.asked[0].prompt
     server.asked.clear()
+    server.answer = good
     second = probe(server, out, *options)
     assert "30 of 30 pairs from 3 replies, 0 entries rejected" in second.stdout
     assert server.prompts == {lost: 1}
@@ -539,7 +542,7 @@ def test_the_key_is_sent_and_stays_secret(
     monkeypatch.setenv("BIASDIFF_API_KEY", KEY)
     caplog.set_level(logging.DEBUG)
     server.answer = answer
-    options = ("--types", "age", "--n", 40, "--concurrency", 1)
+    options = ("--types", "age", "--n", 60, "--concurrency", 1)
     results = [probe(server, out, *options), probe(server, out, *options, "--debug")]
     assert "your key is Bearer (key)" in refusal(results[0])
     assert isinstance(results[1].exception, EndpointError)
@@ -655,16 +658,11 @@ def test_a_file_of_another_kind_is_not_written_over(server: ChatServer, out: Pat
     assert list(out.parent.iterdir()) == [out]
 
 
-def lines_of(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def ended(
-    server: ChatServer, out: Path, number: int, stop: signal.Signals | None = None
-) -> tuple[int, str]:
-    """Run the command for real; with a signal, stop it when so many replies are on disk."""
+def ended(server: ChatServer, out: Path, *, killed_after: int | None = None) -> tuple[int, str]:
+    """Run the command as a process, killed when so many replies are on disk."""
     options = ("--types", "age,gender", "--n", 40, "--per-request", 5, "--concurrency", 2)
     fixed = ("--endpoint", server.url, "--model", "small", "--out", out)
+    replies = out.with_name("pairs.replies.jsonl")
     with subprocess.Popen(
         [sys.executable, "-m", "biasdiff", "probe", "generate", *map(str, (*fixed, *options))],
         stdout=subprocess.PIPE,
@@ -672,70 +670,61 @@ def ended(
         text=True,
         env=os.environ | {"BIASDIFF_API_KEY": KEY},
     ) as process:
-        try:
-            if stop is not None:
-                deadline = time.monotonic() + 30
-                while lines_of(out.with_name("pairs.replies.jsonl")) < number:
-                    assert time.monotonic() < deadline
-                    assert process.poll() is None
-                    time.sleep(0.01)
-                process.send_signal(stop)
-            output, _ = process.communicate(timeout=30)
-        finally:
-            process.kill()
+        deadline = time.monotonic() + 60
+        while killed_after is not None and process.poll() is None:
+            assert time.monotonic() < deadline
+            if replies.exists() and replies.read_bytes().count(b"\n") == killed_after:
+                process.kill()
+            time.sleep(0.01)
+        output, _ = process.communicate(timeout=60)
     return process.returncode, output
 
 
-def test_killed_and_interrupted_runs_go_on(server: ChatServer, out: Path) -> None:
-    answers = 3
+def test_a_killed_run_goes_on(server: ChatServer, out: Path) -> None:
+    server.answer = lambda asked: replace(good(asked), delay=60 if asked.number > 2 else 0)
+    assert ended(server, out, killed_after=3)[0] == -signal.SIGKILL
+    replies = out.with_name("pairs.replies.jsonl")
+    lines = replies.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 3
+    replies.write_bytes(b"".join(lines)[:-9])  # as if killed while the last one was written
+    begun = len(server.asked)
 
+    server.answer = good
+    code, output = ended(server, out)
+    assert code == 0, output
+    assert "going on after 2 replies, 10 pairs" in output
+    assert "40 of 40 pairs from 8 replies, 0 entries rejected" in output
+    assert len(load_probe_pairs(out)) == 40
+    assert replies.read_bytes().startswith(b"".join(lines[:2]))
+    prompts = {text_of(good(asked)): asked.prompt for asked in server.asked}
+    times = [server.prompts[prompts[reply["text"]]] for reply in beside(out, "replies")]
+    assert times[:2] == [1, 1]
+    assert server.prompts[prompts[json.loads(lines[2])["text"]]] == 2
+    assert len(times) == len(server.prompts) == 8
+    assert len(server.asked) - begun == 6
+    assert {asked.headers["authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
+    assert not any(KEY.encode() in path.read_bytes() for path in out.parent.iterdir())
+
+
+def text_of(response: Response) -> str:
+    return str(json.loads(response.body)["choices"][0]["message"]["content"])
+
+
+def test_an_interrupted_run_goes_on(server: ChatServer, out: Path) -> None:
     def answer(asked: Asked) -> Response:
-        return replace(good(asked), delay=0 if asked.number < answers else 60)
+        if asked.number < 2:
+            return good(asked)
+        os.kill(os.getpid(), signal.SIGINT)
+        return replace(good(asked), delay=30)
 
     server.answer = answer
-    code, _ = ended(server, out, 3, signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    replies = out.with_name("pairs.replies.jsonl")
-    kept = replies.read_bytes().splitlines(keepends=True)
-    assert len(kept) == 3
-    replies.write_bytes(b"".join(kept[:2]) + kept[2][:-9])  # as if killed while writing it
-    there = {json.loads(line)["request"] for line in kept[:2]}
-
-    begun = len(server.asked)
-    answers = begun + 2
-    code, output = ended(server, out, 4, signal.SIGINT)
-    assert (code, output.splitlines()[-1]) == (
-        130,
-        "interrupted; the same command goes on from here",
-    )
-    assert "going on after 2 replies, 10 pairs" in output
-    assert begun + 2 <= len(server.asked)
-    there |= {json.loads(line)["request"] for line in replies.read_bytes().splitlines()}
-
-    begun = len(server.asked)
+    options = ("--types", "age", "--n", 40, "--concurrency", 1)
+    result = probe(server, out, *options)
+    assert result.exit_code == 130
+    assert result.stderr.endswith("interrupted; the same command goes on from here\n")
     server.answer = good
-    code, output = ended(server, out, 0)
-    assert code == 0, output
-    assert "going on after 4 replies, 20 pairs" in output
-    assert "40 of 40 pairs from 8 replies, 0 entries rejected" in output
-
-    assert sorted(reply["request"] for reply in beside(out, "replies")) == list(range(8))
-    number_of = {reply["text"]: reply["request"] for reply in beside(out, "replies")}
-    assert len(number_of) == 8
-    asked_for = {
-        number_of[json.loads(good(asked).body)["choices"][0]["message"]["content"]]: asked.prompt
-        for asked in server.asked
-    }
-    again = Counter(asked.prompt for asked in server.asked[begun:])
-    assert all(asked_for[number] not in again for number in there)
-    assert set(again.values()) == {1}
-    assert len(again) == 4
-    for line in kept[:2]:
-        assert server.prompts[asked_for[json.loads(line)["request"]]] == 1
-    assert server.prompts[asked_for[json.loads(kept[2])["request"]]] == 2
-    assert len(load_probe_pairs(out)) == 40
-    assert not any(KEY.encode() in path.read_bytes() for path in out.parent.iterdir())
-    assert {asked.headers["authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
+    assert "40 of 40 pairs from 4 replies" in probe(server, out, *options).stdout
+    assert sorted(server.prompts.values()) == [1, 1, 1, 2]
 
 
 # what is asked for

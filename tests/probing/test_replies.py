@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 
 import pytest
 
@@ -396,9 +397,23 @@ def test_the_last_line_of_a_cut_reply_is_not_trusted() -> None:
 
 
 def test_a_field_beyond_the_limit_of_csv() -> None:
-    found = read(f'0,"{"long " * 40_000}\n{LINE}')
+    found = read(f'0,"{"x" * 200_000}\n{LINE}')
     assert found[1] == PAIR
     assert reasons(found) == ["2 fields, and no two alike sentences among them"]
+
+
+def test_a_model_that_repeats_itself_is_not_compared_for_minutes() -> None:
+    began = time.perf_counter()
+    found = read(f"{LINE}\n{'very old, ' * 5000}")
+    assert time.perf_counter() - began < 1
+    assert found[0] == PAIR
+    assert reasons(found) == ["10000 words in one line"]
+
+
+def test_a_number_too_long_for_python_does_not_stop_the_reading() -> None:
+    found = read(f'{json.dumps(as_json(PAIR))}\n{{"index": {"9" * 5000}, "sent_more": "A."}}')
+    assert found[0] == PAIR
+    assert reasons(found) == ["JSON without sent_more and sent_less"]
 
 
 def test_the_prompt_shows_examples_in_the_format_that_is_read_back() -> None:

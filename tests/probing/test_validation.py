@@ -438,8 +438,8 @@ def test_the_report_counts(run: Run) -> None:
         "row 1 age-2: form: sent_less: no full stop, question or exclamation mark at the end",
         "row 2: form: sent_more: 'an' before 'car'",
         "row 2: form: sent_less: 'an' before 'car'",
-        "not compared with crows_pairs: 'biasdiff data fetch crows_pairs' brings it",
-        "not compared with stereoset: 'biasdiff data fetch stereoset' brings it",
+        "not compared with crows_pairs: 'biasdiff data fetch crows_pairs' has it",
+        "not compared with stereoset: 'biasdiff data fetch stereoset' has it",
         "2 of 3 pairs fail",
     ]
 

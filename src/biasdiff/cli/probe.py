@@ -106,13 +106,13 @@ def validate(
     failures = verb(pairs, load_lexicon(lexicon), benchmarks=benchmarks)
     console = Console(highlight=False)
     table = Table("type", "pairs", "stereotypes", "antistereo", "mean words")
-    for line in counts(pairs):
+    for kind in counts(pairs):
         table.add_row(
-            line.bias_type,
-            str(line.pairs),
-            str(line.stereotypes),
-            f"{line.antistereo:.0%}",
-            f"{line.words:.1f}",
+            kind.bias_type,
+            str(kind.pairs),
+            str(kind.stereotypes),
+            f"{kind.antistereo:.0%}",
+            f"{kind.words:.1f}",
         )
     console.print(table)
     by_rule = Counter(failure.rule for failure in failures)
@@ -126,8 +126,8 @@ def validate(
         console.print(line, markup=False, soft_wrap=True)
     if len(failures) > show:
         console.print(f"... and {len(failures) - show} more; --show prints them")
-    for name in absent:
-        console.print(f"not compared with {name}: 'biasdiff data fetch {name}' brings it")
+    for benchmark in absent:
+        console.print(f"not compared with {benchmark}: 'biasdiff data fetch {benchmark}' has it")
     rows = len({failure.row for failure in failures})
     console.print(f"{rows} of {len(pairs)} pairs fail")
     if strict and failures:

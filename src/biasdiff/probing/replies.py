@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from biasdiff.probing.validation import BIAS_TYPES
+from biasdiff.probing.validation import BIAS_TYPES, MAX_WORDS
 
 _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 _UNOPENED = re.compile(r"\A.*</(think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
@@ -40,6 +40,7 @@ _ALIASES = {
 _DIRECTION = re.compile(r"(anti)?stereo(typ[a-z]*)?")
 _LEAST_SPELLING = 0.85
 _LEAST_LIKENESS = 0.5
+_MOST_WORDS = 4 * MAX_WORDS
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,9 @@ def _from_lines(answer: str, asked_type: str, cut: bool) -> list[Parsed | Unpars
 def _from_line(line: str, asked_type: str) -> Parsed | Unparsed:
     if _JSON_LINE.match(line):
         return Unparsed(line, "JSON without sent_more and sent_less")
+    words = len(line.split())
+    if words > _MOST_WORDS:  # a model that repeats itself; comparing would take minutes
+        return Unparsed(line, f"{words} words in one line")
     fields = _fields(line)
     kept = [field for field in fields if field]
     bias_type = direction = None
@@ -212,7 +216,7 @@ def _json_items(answer: str) -> tuple[list[dict[str, Any]], list[str]]:
     while start >= 0:
         try:
             item, after = decoder.raw_decode(answer, start)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             item, after = {}, start
         if "sent_more" in item or "sent_less" in item:
             items.append(item)
