@@ -259,23 +259,22 @@ def test_a_long_refusal_is_shortened(server: ChatServer) -> None:
 
 def test_the_key_is_sent_as_a_bearer(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
     ask(server, FINE)
-    monkeypatch.setenv("OPENAI_API_KEY", "other")
+    monkeypatch.setenv("OPENAI_API_KEY", "other")  # a key for one service is not sent to another
     ask(server, FINE)
     monkeypatch.setenv("BIASDIFF_API_KEY", KEY)
     ask(server, FINE)
     monkeypatch.setenv("BIASDIFF_API_KEY", f" {KEY}\n")  # as files and secret stores leave it
     ask(server, FINE)
     sent = [asked.headers.get("authorization") for asked in server.asked]
-    assert sent == [None, "Bearer other", f"Bearer {KEY}", f"Bearer {KEY}"]
+    assert sent == [None, None, f"Bearer {KEY}", f"Bearer {KEY}"]
     assert all(KEY not in json.dumps(asked.body) for asked in server.asked)
 
 
-@pytest.mark.parametrize("name", ["BIASDIFF_API_KEY", "OPENAI_API_KEY"])
 @pytest.mark.parametrize("around", ["", "\n"])
 def test_a_refusal_that_repeats_the_key_is_shown_without_it(
-    name: str, around: str, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+    around: str, server: ChatServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(name, KEY + around)
+    monkeypatch.setenv("BIASDIFF_API_KEY", KEY + around)
     server.answer = lambda asked: failing(401, f"wrong: {asked.headers['authorization']}")
     with pytest.raises(EndpointError) as error:
         ask(server)

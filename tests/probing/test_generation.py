@@ -710,7 +710,15 @@ def text_of(response: Response) -> str:
     return str(json.loads(response.body)["choices"][0]["message"]["content"])
 
 
-def test_an_interrupted_run_goes_on(server: ChatServer, out: Path) -> None:
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let SIGINT interrupt; a shell starts what it sends to the background with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_run_goes_on(server: ChatServer, out: Path, ctrl_c: None) -> None:
     def answer(asked: Asked) -> Response:
         if asked.number < 2:
             return good(asked)
@@ -736,6 +744,14 @@ def test_an_unknown_type_gets_the_nearest_name(server: ChatServer, out: Path) ->
         f"expected some of {', '.join(BIAS_TYPES)}; mend --types."
     )
     assert server.asked == []
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize("address", ["http://me:secret@host/v1", "http://host/v1?key=secret"])
+def test_an_address_that_holds_a_key_is_refused_and_not_shown(address: str, out: Path) -> None:
+    with pytest.raises(ConfigError, match="holds a name, a password or a query") as error:
+        Generation(Endpoint(address, "model"), Request(5), out)
+    assert "secret" not in str(error.value)
     assert not out.parent.exists()
 
 

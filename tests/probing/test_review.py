@@ -453,6 +453,8 @@ def started(folder: Path, *options: str) -> Iterator[Started]:
         [sys.executable, "-m", "biasdiff", "probe", "review", *files, "--no-browser", *options],
         stdout=subprocess.PIPE,
         text=True,
+        # a shell starts what it sends to the background with SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     output: IO[str] | None = process.stdout
     assert output is not None

@@ -22,7 +22,8 @@ from tenacity import (
 
 from biasdiff.errors import BiasdiffError, ConfigError
 
-KEY_VARIABLES = ("BIASDIFF_API_KEY", "OPENAI_API_KEY")
+KEY_VARIABLE = "BIASDIFF_API_KEY"
+"""No other variable is read: a key for one service must not be sent to another."""
 LONGEST_WAIT_SECONDS = 60.0
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
@@ -144,8 +145,8 @@ class Endpoint:
 
     def _refused(self, response: httpx.Response) -> EndpointError:
         remedies = {
-            401: f"set {KEY_VARIABLES[0]} to a valid key",
-            403: f"set {KEY_VARIABLES[0]} to a key that may use this model",
+            401: f"set {KEY_VARIABLE} to a valid key",
+            403: f"set {KEY_VARIABLE} to a key that may use this model",
             404: "check --endpoint and --model",
         }
         detail = " ".join(_without_key(response.text).split())[:200]
@@ -162,28 +163,24 @@ def headers() -> dict[str, str]:
     Raises:
         ConfigError: If the key holds characters that a header cannot carry.
     """
-    for name, key in _keys().items():
-        if not (key.isascii() and key.isprintable()):
-            raise ConfigError(
-                f"{name} holds characters that no key has",
-                expected="printable ASCII on one line",
-                remedy="set it anew",
-            )
-        return {"Authorization": f"Bearer {key}"}
-    return {}
+    key = _key()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"{KEY_VARIABLE} holds characters that no key has",
+            expected="printable ASCII on one line",
+            remedy="set it anew",
+        )
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _keys() -> dict[str, str]:
-    """Return the keys in the environment by variable, without the space that files leave there."""
-    keys = {name: os.environ.get(name, "").strip() for name in KEY_VARIABLES}
-    return {name: key for name, key in keys.items() if key}
+def _key() -> str:
+    """Return the key in the environment without the space that files leave there."""
+    return os.environ.get(KEY_VARIABLE, "").strip()
 
 
 def _without_key(text: str) -> str:
     """Hide the key in what an endpoint sends back; some repeat it in their refusal."""
-    for key in _keys().values():
-        text = text.replace(key, "(key)")
-    return text
+    return text.replace(_key(), "(key)") if _key() else text
 
 
 def _answer(response: httpx.Response) -> Answer:

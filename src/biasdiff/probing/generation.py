@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -22,7 +23,7 @@ from biasdiff.data.draws import shipped_draw
 from biasdiff.data.near_duplicates import THRESHOLD, NgramIndex
 from biasdiff.data.probe import ProbePair, save_probe_pairs
 from biasdiff.errors import ArtifactError, ConfigError, nearest
-from biasdiff.probing.endpoint import Endpoint, EndpointError, NoAnswer, headers
+from biasdiff.probing.endpoint import KEY_VARIABLE, Endpoint, EndpointError, NoAnswer, headers
 from biasdiff.probing.lexicon import Lexicon
 from biasdiff.probing.prompt import EXAMPLES, generation_prompt
 from biasdiff.probing.replies import Parsed, parse_reply
@@ -99,6 +100,7 @@ class Generation:
         self, endpoint: Endpoint, request: Request, out: Path, avoid: Iterable[str] = ()
     ) -> None:
         _check(request)
+        _check_address(endpoint.url)
         self.endpoint, self.request, self.out = endpoint, request, out
         self.replies_file = out.with_name(f"{out.stem}.replies.jsonl")
         self.rejected_file = out.with_name(f"{out.stem}.rejected.jsonl")
@@ -288,6 +290,17 @@ class Generation:
 
 
 _NO_LEXICON = Lexicon(())
+
+
+def _check_address(url: str) -> None:
+    """Refuse a key in the address, which is written to the settings file and shown in errors."""
+    parts = urlsplit(url)
+    if parts.username or parts.password or parts.query:
+        raise ConfigError(
+            "--endpoint holds a name, a password or a query",
+            expected=f"an address alone; the key comes from {KEY_VARIABLE}",
+            remedy=f"set {KEY_VARIABLE} and leave it out of the address",
+        )
 
 
 def _check(request: Request) -> None:
