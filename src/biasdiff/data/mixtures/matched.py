@@ -1,7 +1,7 @@
 """Stereotype sentences and, of other stereotypes, anti-stereotype twins: same style, same topics.
 
-Group words still tell much of the classes: "women" stands oftener in stereotype sentences, "men"
-oftener in twins. `crossed` removes that too.
+Since the shipped pairs state stereotypes in both directions (of women and of men), group words tell
+little here; `crossed` makes sure that they tell nothing.
 """
 
 from __future__ import annotations
