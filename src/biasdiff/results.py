@@ -19,6 +19,8 @@ class Metric:
         direction: How to read it; ``none`` for descriptive figures.
         standard_error: Standard error in the units of ``value``, NaN where unknown.
         interval: 95 % interval (low, high), or None.
+        p_value: Of the hypothesis that the figure (a difference) is zero, or None.
+        p_adjusted: The same after Holm's correction over the bias types, or None.
     """
 
     value: float
@@ -26,6 +28,8 @@ class Metric:
     direction: Direction
     standard_error: float = math.nan
     interval: tuple[float, float] | None = None
+    p_value: float | None = None
+    p_adjusted: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict in which NaN has become null."""
@@ -37,6 +41,10 @@ class Metric:
         }
         if self.interval is not None:
             record["interval_95"] = [finite_or_none(x) for x in self.interval]
+        for name in ("p_value", "p_adjusted"):
+            value = getattr(self, name)
+            if value is not None:
+                record[name] = finite_or_none(value)
         return record
 
 

@@ -18,7 +18,7 @@ from biasdiff.mitigation import npo
 from biasdiff.mitigation.npo import NpoSettings, forget_and_retain_loss, unlearn
 from biasdiff.models.lora import lora_parameters
 from biasdiff.training.fine_tuning import TrainingSettings
-from biasdiff.training.log_likelihood import log_likelihoods
+from biasdiff.training.token_scores import log_likelihoods
 
 Loader = Callable[..., tuple[Any, Any]]
 TRAINING = TrainingSettings(epochs=4, batch_size=2, learning_rate=5e-3, seed=2)

@@ -16,7 +16,7 @@ from biasdiff.data.encoding import Encoding
 from biasdiff.errors import DataError
 from biasdiff.functional.losses import npo_loss, target_counts, token_log_probs
 from biasdiff.training.fine_tuning import RESUME_FOLDER, TrainingItems, TrainingSettings, fine_tune
-from biasdiff.training.log_likelihood import log_likelihoods
+from biasdiff.training.token_scores import log_likelihoods
 
 
 @dataclass(frozen=True)
