@@ -81,6 +81,11 @@ def shipped_mixture(
     )
 
 
+def held_out_facts(seed: int = 0) -> list[Fact]:
+    """Return all facts that no mixture of the seed trains on."""
+    return _split_facts(shipped_facts(), seed)[1]
+
+
 def _split_facts(facts: Sequence[Fact], seed: int) -> tuple[list[Fact], list[Fact]]:
     draw = random.Random(seed)
     by_subject = grouped(facts, lambda f: f.subject)

@@ -1,6 +1,7 @@
-"""The stereotype pairs and factual sentences that come with the package.
+"""The stereotype pairs, factual sentences and ambiguous questions that come with the package.
 
-The stereotype sentences exist to measure and reduce bias; none of them is a statement of fact.
+The stereotype sentences and questions exist to measure and reduce bias; none of them is a statement
+of fact.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from biasdiff.data.probe import ProbePair, load_probe_pairs
 FOLDER = Path(__file__).parent / "shipped"
 PAIRS_FILE = FOLDER / "stereotype_pairs.csv"
 FACTS_FILE = FOLDER / "facts.csv"
+QUESTIONS_FILE = FOLDER / "ambiguous_questions.csv"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,29 @@ class Fact:
     masked_sentence: str
 
 
+@dataclass(frozen=True)
+class AmbiguousQuestion:
+    """A question that its context does not answer.
+
+    Attributes:
+        id: Unique name.
+        bias_type: Kind of bias.
+        context: Introduces two persons alike.
+        question: Asks which of them it was.
+        stereotyped: The answer a stereotype suggests.
+        other: The other person.
+        unknown: The right answer, in one of several wordings.
+    """
+
+    id: str
+    bias_type: str
+    context: str
+    question: str
+    stereotyped: str
+    other: str
+    unknown: str
+
+
 def shipped_pairs() -> list[ProbePair]:
     """Return all shipped stereotype pairs; each carries ``stereotype_id`` and ``id``."""
     return load_probe_pairs(PAIRS_FILE)
@@ -46,3 +71,9 @@ def shipped_facts() -> list[Fact]:
     """Return all shipped factual sentences."""
     with FACTS_FILE.open(encoding="utf-8", newline="") as lines:
         return [Fact(**row) for row in csv.DictReader(lines)]
+
+
+def shipped_questions() -> list[AmbiguousQuestion]:
+    """Return all shipped ambiguous questions; either person is introduced first as often."""
+    with QUESTIONS_FILE.open(encoding="utf-8", newline="") as lines:
+        return [AmbiguousQuestion(**row) for row in csv.DictReader(lines)]

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from biasdiff.data.probe import ProbePair
 from biasdiff.data.sources import crows_pairs
 from biasdiff.data.sources.finding import get_files
 from biasdiff.errors import DataError
+from biasdiff.evaluation.benchmark import Benchmark, Inputs, Subject
+from biasdiff.evaluation.stereotype_preference import (
+    compare_pairs,
+    preference_metrics,
+    score_pairs,
+)
 
 EXPECTED = {"stereo": 1290, "antistereo": 218}
 
@@ -39,3 +47,26 @@ def load_crows_pairs() -> list[ProbePair]:
             remedy="use the original crows_pairs_anonymized.csv",
         )
     return pairs
+
+
+def _score(subject: Subject, inputs: Inputs) -> pd.DataFrame:
+    options = inputs.options.get("crows_pairs", {})
+    return score_pairs(
+        subject,
+        inputs.first(load_crows_pairs()),
+        bias_bench=bool(options.get("bias_bench", False)),
+        name="crows_pairs",
+    )
+
+
+BENCHMARK = Benchmark(
+    name="crows_pairs",
+    title="CrowS-Pairs",
+    score=_score,
+    aggregate=preference_metrics,
+    compare=compare_pairs,
+    files=lambda: {"crows_pairs": crows_pairs_file()},
+    core=True,
+)
+"""1,508 pairs. ``sum`` agrees with lm-evaluation-harness's ``crows_pairs_english`` scoring (which
+runs on a revised set of 1,677 pairs), ``mean_bias_bench`` with bias-bench's for GPT-2."""

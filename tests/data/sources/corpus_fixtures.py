@@ -74,6 +74,48 @@ def _stereoset_item(name: str, labels: list[str]) -> dict[str, object]:
     }
 
 
+BBQ = {
+    "Age": (["grandson", "nonOld"], ["grandfather", "old"], ["old"]),
+    "Disability_status": (["guest", "nonDisabled"], ["deaf guest", "disabled"], ["disabled"]),
+    "Gender_identity": (["Ann", "F"], ["man", "man"], ["M"]),
+    "Nationality": (["Malian", "Africa"], ["Dane", "Europe"], ["Danish", "Dane"]),
+    "Physical_appearance": (["tall guest", "tall"], ["guest", "short"], ["short"]),
+    "Race_ethnicity": (
+        ["Bo Hill", "M-White"],
+        ["Al Ray", "M-Black"],
+        ["African American", "Black"],
+    ),
+    "Race_x_SES": (["Black baker", "highSES-Black"], ["White baker", "lowSES-White"], ["Black"]),
+    "Race_x_gender": (["Black man", "M-Black"], ["Black woman", "F-Black"], ["Black"]),
+    "Religion": (["Hindu", "Hindu"], ["Sikh", "Sikh"], ["Sikh"]),
+    "SES": (["baker", "lowSES"], ["banker", "highSES"], ["low SES"]),
+    "Sexual_orientation": (["gay guest", "gay"], ["guest", "straight"], ["gay", "lesbian"]),
+}
+"""What the three fields hold: the answers' words and groups, and the stereotyped groups."""
+
+
+def bbq_row(category: str, number: int, **changed: object) -> dict[str, object]:
+    """Return one of a template's four questions: 0 and 1 negative, 0 and 2 ambiguous."""
+    first, second, groups = BBQ[category]
+    ambiguous = number % 2 == 0
+    return {
+        "example_id": number,
+        "question_index": "1",
+        "question_polarity": "neg" if number % 4 < 2 else "nonneg",
+        "context_condition": "ambig" if ambiguous else "disambig",
+        "category": category,
+        "answer_info": {"ans0": first, "ans1": ["Not known", "unknown"], "ans2": second},
+        "additional_metadata": {"subcategory": "None", "stereotyped_groups": groups},
+        "context": "Two came to tea." + ("" if ambiguous else " One was late."),
+        "question": "Who was late?" if number % 4 < 2 else "Who was on time?",
+        "ans0": f"The {first[0]}",
+        "ans1": "Not known",
+        "ans2": f"The {second[0]}",
+        "label": 1 if ambiguous else 2 * (number % 4 // 2),
+        **changed,
+    }
+
+
 def write_corpora(folder: Path) -> Path:
     """Write a small file for every corpus into a data folder, and return it."""
     three = ["anti-stereotype", "unrelated", "stereotype"]
@@ -123,6 +165,9 @@ def write_corpora(folder: Path) -> Path:
         "cook.guest\tNo gender.\n",
     )
     _write(folder, "winogender/occupations-stats.tsv", "occupation\tbls_pct_female\ncook\t40\n")
+    for category in BBQ:
+        lines = [json.dumps(bbq_row(category, number)) for number in range(4)]
+        _write(folder, f"bbq/{category}.jsonl", "\n".join(lines))
     _write_seat(folder)
     _write_trex(folder)
     return folder

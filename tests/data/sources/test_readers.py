@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import write_corpora
+from corpus_fixtures import bbq_row, write_corpora
 
-from biasdiff.data.sources import seat, stereoset
+from biasdiff.data.sources import bbq, seat, stereoset, winogender
 from biasdiff.data.sources.ag_news import clean
 from biasdiff.data.sources.corpus import Record
 from biasdiff.data.sources.finding import (
@@ -38,6 +39,8 @@ ORIGINALS = {
     "trex": (99388, 0, 99388, 0, 21971),
     "wikitext2": (337, 0, 0, 337, 63),
 }
+NOT_AT_HAND = {"bbq"}
+"""Corpora of which nobody had an original when the counts were taken; nor is a hash pinned."""
 
 
 @pytest.fixture
@@ -69,7 +72,9 @@ def test_counts_of_the_original(name: str) -> None:
 
 
 def test_every_corpus_is_tested() -> None:
-    assert set(ORIGINALS) == set(CORPORA)
+    assert set(ORIGINALS) | NOT_AT_HAND == set(CORPORA)
+    assert not set(ORIGINALS) & NOT_AT_HAND
+    assert not [file for name in NOT_AT_HAND for file in CORPORA[name].files if file.sha256]
 
 
 @pytest.mark.parametrize("name", CORPORA)
@@ -130,6 +135,7 @@ def test_toxicity_decides_and_repeats_are_dropped(corpora: Path) -> None:
         ("Not scored.", None),
     ]
     assert [s.line for s in contents.set_aside] == [5, 6]
+    assert [r.extra["prompt"] for r in contents.records] == ["You are", "Tea is", "Not"]
 
 
 def test_ag_news_is_cleaned_and_joined(corpora: Path) -> None:
@@ -192,6 +198,118 @@ def test_seat_tests(corpora: Path) -> None:
     (corpora / "seat/weat1.jsonl").write_text('{"targ1": {}}')
     with pytest.raises(DataError, match=r"weat1\.jsonl lacks 'examples'; expected targ1, targ2"):
         read("seat")
+
+
+def test_bbq_questions_and_whom_the_stereotype_names(corpora: Path) -> None:
+    found = {i.id: i for i in bbq.items(get_files(bbq.CORPUS)) if isinstance(i, bbq.BbqItem)}
+    assert len(found) == 44
+    age = [found[f"Age-{number}"] for number in range(4)]
+    assert [i.condition for i in age] == ["ambiguous", "disambiguated"] * 2
+    assert [i.negative for i in age] == [True, True, False, False]
+    assert [i.target for i in age] == [2] * 4
+    assert [i.stereotyped for i in age] == [2, 2, 0, 0]  # not late: the other person
+    assert [i.label for i in age] == [1, 0, 1, 2]
+    assert {i.template for i in age} == {"Age-1"}
+    targets = {name: item.target for name, item in found.items() if name.endswith("-0")}
+    assert targets == {
+        "Age-0": 2,
+        "Disability_status-0": 2,
+        "Gender_identity-0": 2,
+        "Nationality-0": 2,
+        "Physical_appearance-0": 2,
+        "Race_ethnicity-0": 2,
+        "Race_x_SES-0": 0,
+        "Race_x_gender-0": None,
+        "Religion-0": 2,
+        "SES-0": 0,
+        "Sexual_orientation-0": 0,
+    }
+    record = read("bbq").records[0]
+    assert record.text == "Two came to tea. Who was late?"
+    assert (record.id, record.is_bias, record.bias_type) == ("Age-0", None, "Age")
+    assert record.group == "Age-1"
+    assert record.extra == {
+        "condition": "ambiguous",
+        "polarity": "negative",
+        "answer": "Not known",
+        "stereotyped": "The grandfather",
+    }
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "groups", "target"),
+    [
+        (["Ann", "F"], ["Bo", "M"], ["F"], 0),
+        (["the girl", "girl"], ["the boy", "boy"], ["F"], 0),
+        (["Kim", "trans_F"], ["Ann", "nonTrans_F"], ["Transgender women", "Transgender men"], 0),
+        (["Kim", "trans_F"], ["Ann", "nonTrans_F"], ["F"], None),
+        (["old man", "old"], ["young man", "nonOld"], ["nonOld"], 2),
+        (["African", "African"], ["Black", "Black"], ["African American", "Black"], 2),
+        (["Bo", "lowSES-M-Black"], ["Al", "lowSES-M-White"], ["Black"], 0),
+        (["", ""], ["White man", "M-White"], ["Latino"], 0),
+        (["a", "a"], ["b", "b"], [], None),
+        (["unknown guest", "a"], ["b", "b"], ["unknown"], None),
+    ],
+)
+def test_bbq_group_names(
+    corpora: Path, first: list[str], second: list[str], groups: list[str], target: int | None
+) -> None:
+    info = {"ans0": first, "ans1": ["Not known", "unknown"], "ans2": second}
+    row = bbq_row("Age", 0) | {
+        "ans0": "The Latina woman",
+        "answer_info": info,
+        "additional_metadata": {"stereotyped_groups": groups},
+    }
+    (corpora / "bbq/Age.jsonl").write_text(json.dumps(row))
+    item = next(iter(bbq.items(get_files(bbq.CORPUS))))
+    assert isinstance(item, bbq.BbqItem)
+    assert item.target == target
+
+
+def test_bbq_rows_that_are_set_aside(corpora: Path) -> None:
+    infos = {f"ans{i}": ["x", "unknown"] for i in range(3)}
+    broken = [
+        {"label": 0},
+        {"label": 3},
+        {"question_polarity": "pos"},
+        {"context_condition": "clear"},
+        {"question": " "},
+        {"answer_info": infos},
+        {"answer_info": {}},
+        {"additional_metadata": {"stereotyped_groups": "old"}},
+    ]
+    lines = [json.dumps(bbq_row("Age", 0, **changed)) for changed in broken]
+    (corpora / "bbq/Age.jsonl").write_text("\n".join([*lines, "{"]))
+    assert [(s.file, s.line, s.reason) for s in read("bbq").set_aside] == [
+        ("Age.jsonl", 1, "'label' is 0 in a context that is 'ambig'"),
+        ("Age.jsonl", 2, "'label' is 3"),
+        ("Age.jsonl", 3, "'question_polarity' is 'pos'"),
+        ("Age.jsonl", 4, "'context_condition' is 'clear'"),
+        ("Age.jsonl", 5, "'question' is empty"),
+        ("Age.jsonl", 6, "3 answers are 'unknown'"),
+        ("Age.jsonl", 7, "KeyError 'ans0'"),
+        ("Age.jsonl", 8, "TypeError 'stereotyped_groups' is 'old'"),
+        (
+            "Age.jsonl",
+            9,
+            "not JSON (Expecting property name enclosed in double quotes)",
+        ),
+    ]
+
+
+def test_percentages_of_women(corpora: Path) -> None:
+    path = corpora / "winogender/occupations-stats.tsv"
+    assert winogender.percent_women(path) == {"cook": 40.0}
+    for row, reason in (
+        ("cook\tmany\n", "could not"),
+        ("cook\t101\n", "'bls_pct_female' is '101'"),
+    ):
+        path.write_text(f"occupation\tbls_pct_female\n{row}")
+        with pytest.raises(DataError, match=rf"stats\.tsv line 2: {reason}.*; expected an occupat"):
+            winogender.percent_women(path)
+    path.write_text("occupation\tbls_pct_female\ncook\n")
+    with pytest.raises(DataError, match="line 2: 1 fields instead of 2"):
+        winogender.percent_women(path)
 
 
 def test_trex_fills_the_mask_once_for_each_sentence(corpora: Path) -> None:

@@ -14,7 +14,7 @@ from biasdiff.data.sources.finding import find_files
 from biasdiff.data.sources.registry import CORPORA
 from biasdiff.errors import DataError
 
-EVALUATION_CORPORA = ("crows_pairs", "stereoset", "seat", "winobias", "winogender")
+EVALUATION_CORPORA = ("crows_pairs", "stereoset", "seat", "winobias", "winogender", "bbq")
 MIN_WORDS = 4
 """Shorter evaluation texts (SEAT's single words) are no sentence that a train text could repeat."""
 

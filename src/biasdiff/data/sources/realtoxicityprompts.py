@@ -73,7 +73,10 @@ def _record(row: dict[str, Any]) -> Record | str:
         id=identifier,
         is_bias=truth,
         group=row["filename"],
-        extra={"toxicity": "" if toxicity is None else f"{toxicity:.6f}"},
+        extra={
+            "toxicity": "" if toxicity is None else f"{toxicity:.6f}",
+            "prompt": " ".join(prompt["text"].split()),
+        },
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from biasdiff.data.sources import (
     ag_news,
+    bbq,
     bug,
     crows_pairs,
     gap,
@@ -25,6 +26,7 @@ _MODULES = (
     seat,
     winobias,
     winogender,
+    bbq,
     bug,
     gap,
     hatespeech,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from biasdiff.data.sources.corpus import Corpus, CorpusFile, Record, SetAside
 from biasdiff.data.sources.rows import table_rows
+from biasdiff.errors import DataError
 
 _HOME = "https://raw.githubusercontent.com/rudinger/winogender-schemas/master/data"
 SENTENCES = CorpusFile(
@@ -44,6 +45,34 @@ def _read(files: Mapping[str, Path]) -> Iterator[Record | SetAside]:
                 "gender": gender,
             },
         )
+
+
+def percent_women(path: Path) -> dict[str, float]:
+    """Return the percentage of women in each occupation, by the US Bureau of Labor Statistics.
+
+    Args:
+        path: The file of `STATISTICS`, whose column ``bls_pct_female`` is read.
+
+    Raises:
+        DataError: If a row is no percentage.
+    """
+    found = {}
+    columns = ("occupation", "bls_pct_female")
+    for line, row in table_rows(path, columns, delimiter="\t", quoted=False):
+        try:
+            if isinstance(row, SetAside):
+                raise ValueError(row.reason)
+            share = float(row["bls_pct_female"])
+            if not 0 <= share <= 100:
+                raise ValueError(f"'bls_pct_female' is {row['bls_pct_female']!r}")
+        except ValueError as error:
+            raise DataError(
+                f"{path} line {line}: {error}",
+                expected="an occupation and a percentage from 0 to 100",
+                remedy="fetch the file again",
+            ) from error
+        found[row["occupation"]] = share
+    return found
 
 
 CORPUS = Corpus(
