@@ -12,14 +12,17 @@ import torch
 from biasdiff.attribution.gradients import backward_example_losses, per_example_gradients
 from biasdiff.config import config_from
 from biasdiff.data.batching import make_batch
+from biasdiff.data.draws import shipped_draw
 from biasdiff.data.encoding import encode_text
 from biasdiff.data.shipped_sets import shipped_facts
-from biasdiff.evaluation.perplexity import perplexity_metric, score_texts
+from biasdiff.evaluation.benchmark import Subject
+from biasdiff.evaluation.perplexity import perplexity_metrics, score_texts
 from biasdiff.models.loading import ModelSource, load_model, load_tokenizer, resolve_model
 from biasdiff.models.lora import LoraSettings, add_adapter
 from biasdiff.models.smollm2 import ALIAS
 from biasdiff.pipeline.layout import layout_of
 from biasdiff.pipeline.run import run, status
+from biasdiff.training.token_scores import score_token_pairs
 from tiny_models import randomise_lora, slow_gradients
 
 pytestmark = pytest.mark.real
@@ -48,9 +51,9 @@ def test_it_speaks_english(source: ModelSource, tokenizer: Any) -> None:
     texts = [fact.text for fact in shipped_facts()[::40]]
     scrambled = [" ".join(reversed(text.split())) for text in texts]
     plain, mixed = (
-        perplexity_metric(
-            score_texts(load_model(source), tokenizer, t, max_tokens=512, max_length=2048)
-        )
+        perplexity_metrics(score_texts(Subject(load_model(source), tokenizer, 2048, 512), t))[
+            "perplexity"
+        ]
         for t in (texts, scrambled)
     )
     assert 10 < plain.value < 400
@@ -93,8 +96,24 @@ def test_all_stages_on_the_real_model(tmp_path: Path) -> None:
     assert results["data"]["train_biased"] == 12
     assert results["selected"] == 14
     assert set(results["detection"]) == {"contrast", "less", "random", "length", "bag_of_words"}
-    ratio = results["differences"]["biased - base"]["perplexity_ratio"]["value"]
+    ratio = results["differences"]["biased - base"]["perplexity"]["perplexity_ratio"]["value"]
     assert 0 < ratio < 1, "training on facts must make held-out facts likelier"
     scores = pd.read_parquet(layout.stage("attribute") / "scores.parquet")
     assert len(scores) == 40
     assert scores["score"].between(-1, 1).all()
+
+
+def test_shared_beginnings_give_the_scores_of_whole_sentences(
+    source: ModelSource, tokenizer: Any
+) -> None:
+    pairs = [
+        (encode_text(tokenizer, pair.sent_more), encode_text(tokenizer, pair.sent_less))
+        for pair in shipped_draw("validation")[::25]
+    ]
+    model = load_model(source)
+    shared = score_token_pairs(model, pairs, max_tokens=512)
+    plain = score_token_pairs(model, pairs, max_tokens=512, share_prefixes=False)
+    for one, other in zip(shared, plain, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a == pytest.approx(b, abs=2e-3)
+            assert a.sum() == pytest.approx(b.sum(), abs=1e-3)

@@ -31,7 +31,9 @@ class ModelConfig(Section):
     name: str = "smollm2-135m"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
-    max_tokens: Count = Field(1024, description="tokens in a batch that is not trained on")
+    max_tokens: Count = Field(
+        384, description="tokens in a batch that is not trained on; on a GPU try 8192"
+    )
 
 
 class DataConfig(Section):
@@ -114,9 +116,15 @@ class MitigationConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """What is measured beside preference on the evaluation pairs and perplexity."""
+    """Which benchmarks are run, and their own settings."""
 
-    crows_pairs: bool = Field(False, description="CrowS-Pairs from BIASDIFF_DATA_DIR or the cache")
+    benchmarks: tuple[str, ...] = Field(
+        ("stereotype_preference", "perplexity"), description="names, core or all"
+    )
+    limit: Count | None = Field(None, description="examples of each benchmark at most")
+    options: dict[str, dict[str, Any]] = Field(
+        {}, description="settings by benchmark, e.g. {seat: {layer: 5}}"
+    )
 
 
 class Config(Section):

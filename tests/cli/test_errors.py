@@ -160,7 +160,7 @@ def test_long_texts_are_cut_with_a_count_or_refused(files: dict[str, Path], tmp_
     assert "1 of 3 texts cut to 64 tokens" in result.stderr
 
 
-def test_long_probes_and_held_out_texts_are_cut_with_a_count(
+def test_long_probes_are_cut_with_a_count_and_long_texts_scored_in_windows(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
     probe = tmp_path / "long.csv"
@@ -174,9 +174,12 @@ def test_long_probes_and_held_out_texts_are_cut_with_a_count(
     )
     texts = tmp_path / "texts.jsonl"
     texts.write_text(json.dumps({"text": long}) + "\n" + json.dumps({"text": "Rain falls."}))
-    result = invoke("evaluate", files["model"], "--pairs", files["probe"], "--texts", texts)
+    out = tmp_path / "evaluation.json"
+    arguments = ("--pairs", files["probe"], "--texts", texts, "--out", out)
+    result = invoke("evaluate", files["model"], *arguments)
     assert result.exit_code == 0, result.output
-    assert "1 of 2 texts cut to 64 tokens" in result.stderr
+    tokens = pd.read_parquet(tmp_path / "evaluation.perplexity.parquet")["tokens"]
+    assert tokens[0] > 64
 
 
 def test_an_example_without_a_target(files: dict[str, Path], tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def difference(after: str, before: str, *, crows_pairs: bool) -> dict[str, Any]:
     ratio = PERPLEXITIES.get(after, 22.0) / PERPLEXITIES.get(before, 22.0)
     record: dict[str, Any] = {
         "stereotype_preference": pairs,
-        "perplexity_ratio": metric(ratio, 0.012, 200, "lower_is_better"),
+        "perplexity": {"perplexity_ratio": metric(ratio, 0.012, 200, "lower_is_better")},
     }
     return record | ({"crows_pairs": pairs} if crows_pairs else {})
 

@@ -59,11 +59,17 @@ def test_names_are_not_read_as_console_markup() -> None:
 def test_one_evaluation_is_listed_with_its_counts() -> None:
     metrics = example_results(crows_pairs=True)["models"]["biased"]
     stream = io.StringIO()
-    record = {"model": "smollm2-135m", "adapter": "runs/[a]/warmup", "metrics": metrics}
+    record = {
+        "model": "smollm2-135m",
+        "adapter": "runs/[a]/warmup",
+        "metrics": metrics,
+        "settings": {"scoring": "sum: of all"},
+    }
     print_evaluation(record, Console(file=stream, width=80))
     text = stream.getvalue()
     assert text.startswith("smollm2-135m with runs/[a]/warmup")
     assert re.search(r"^  Preference, % +83\.6 +79\.1 to 88\.1 +2\.3 +324$", text, re.M)
     assert re.search(r"^  Perplexity +22\.90 +21\.14 to 24\.66 +0\.90 +200$", text, re.M)
     assert "CrowS-Pairs" in text
+    assert "Pairs are scored by 'sum'." in " ".join(text.split())
     assert "/age" not in text

@@ -274,9 +274,17 @@ def evaluate(
         Path | None, typer.Option(help="JSON to write; per-example scores go beside it.")
     ] = None,
     run: RunFolder = None,
-    crows_pairs: Annotated[
-        bool, typer.Option("--crows-pairs", help="CrowS-Pairs too, fetched if not at hand.")
-    ] = False,
+    bench: Annotated[
+        str | None,
+        typer.Option(
+            help="Benchmarks by name, separated by commas; core; or all. "
+            "[default: stereotype_preference,perplexity]"
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Examples of each benchmark at most.")
+    ] = None,
+    seed: Seed = None,
     text_column: TextColumn = None,
     trust_remote_code: TrustRemoteCode = False,
     config: ConfigFile = None,
@@ -299,11 +307,30 @@ def evaluate(
         {
             "data.text_column": text_column,
             "model.trust_remote_code": trust_remote_code or None,
-            "evaluate.crows_pairs": crows_pairs or None,
+            "evaluate.benchmarks": _names(bench),
+            "evaluate.limit": limit,
+            "seed": seed,
         },
     )
     record = verb(str(model), adapter=adapter, pairs=pairs, texts=texts, out=out, config=chosen)
     print_evaluation(record, Console())
+
+
+@app.command()
+@guarded
+def compare(
+    after: Annotated[Path, typer.Argument(help="JSON of 'biasdiff evaluate --out'.")],
+    before: Annotated[Path, typer.Argument(help="JSON of the model to compare with.")],
+    out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Compare two evaluations example by example, and say what is distinguishable from noise."""
+    from rich.console import Console
+
+    from biasdiff.pipeline.compare import compare as verb
+    from biasdiff.reporting.comparison import print_comparison
+
+    print_comparison(verb(after, before, out=out), Console())
 
 
 @app.command()
@@ -342,6 +369,10 @@ def status(
         seconds = "" if line.seconds is None else f"{line.seconds:.1f}"
         table.add_row(line.stage, line.state, seconds, decimal(line.size) if line.size else "")
     Console().print(table)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _run(config: Any, force: bool) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pandas as pd
 from biasdiff.config import SHIPPED, Config
 from biasdiff.data.probe import ProbePair, load_probe_pairs
 from biasdiff.data.records import load_train_set
-from biasdiff.evaluation.crows_pairs import crows_pairs_file, load_crows_pairs
-from biasdiff.evaluation.perplexity import perplexity_metric, score_texts
-from biasdiff.evaluation.stereotype_preference import SCORING, preference_metrics, score_pairs
+from biasdiff.data.shipped_mixture import held_out_facts
+from biasdiff.errors import DataError
+from biasdiff.evaluation import evaluation_pairs, perplexity
+from biasdiff.evaluation.benchmark import Benchmark, Inputs, Subject
+from biasdiff.evaluation.registry import chosen_benchmarks
+from biasdiff.evaluation.stereotype_preference import SCORING, require_start_token
 from biasdiff.models.loading import resolve_model
 from biasdiff.models.lora import load_adapter
 from biasdiff.pipeline.artifacts import (
@@ -30,9 +34,11 @@ from biasdiff.pipeline.base_model import (
 )
 from biasdiff.pipeline.mixture import mixture_of
 from biasdiff.pipeline.versions import library_versions
+from biasdiff.progress import say
+from biasdiff.results import Metric
 
 EVALUATION_FILE = "evaluation.json"
-PREFERENCE, CROWS_PAIRS, PERPLEXITY = "stereotype_preference", "crows_pairs", "perplexity"
+PREFERENCE, PERPLEXITY = evaluation_pairs.BENCHMARK.name, perplexity.PERPLEXITY.name
 
 
 def evaluate(
@@ -44,7 +50,7 @@ def evaluate(
     out: str | Path | None = None,
     config: Config | None = None,
 ) -> dict[str, Any]:
-    """Measure stereotype preference and perplexity of a model.
+    """Run benchmarks on a model.
 
     Args:
         model: Folder, hub id, .gguf file or ``smollm2-135m``.
@@ -95,8 +101,9 @@ def plan_evaluate(
     }
     if adapter is not None:
         inputs["adapter"] = folder_fingerprint(adapter)
-    if config.evaluate.crows_pairs:
-        inputs["crows_pairs"] = file_fingerprint(crows_pairs_file())
+    for benchmark, files in available_benchmarks(config.evaluate.benchmarks):
+        for name_of_file, file in files.items():
+            inputs[f"{benchmark.name}: {name_of_file}"] = file_fingerprint(file)
 
     def build(folder: Path) -> None:
         base = load_base(source, config.model)
@@ -106,6 +113,28 @@ def plan_evaluate(
         write_evaluation(folder / EVALUATION_FILE, {"model": name} | record, frames)
 
     return Artifact(f"evaluate ({name})", Path(out), settings, inputs, build)
+
+
+def available_benchmarks(
+    names: Sequence[str],
+) -> list[tuple[Benchmark, Mapping[str, Path]]]:
+    """Return the benchmarks that can be run, with their files, before any work is done.
+
+    Of ``all`` and ``core`` those whose files cannot be had are left out, and that is said.
+
+    Raises:
+        ConfigError: If there is none of a name.
+        DataError: If the files of one that is named cannot be had.
+    """
+    found = []
+    for benchmark in chosen_benchmarks(names):
+        try:
+            found.append((benchmark, benchmark.files()))
+        except DataError as error:
+            if benchmark.name in names:
+                raise
+            say(f"  {benchmark.title} is left out: {error.found}")
+    return found
 
 
 def write_evaluation(
@@ -130,27 +159,18 @@ def _adapted(base: BaseModel, adapter: Path) -> BaseModel:
 def _measure(
     base: BaseModel, pairs: str | Path, texts: str | Path, config: Config
 ) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    budget = config.model.max_tokens
-    sets: dict[str, list[ProbePair]] = {PREFERENCE: _pairs(pairs, config)}
-    if config.evaluate.crows_pairs:
-        sets[CROWS_PAIRS] = load_crows_pairs()
-    held_out = _texts(texts, config)
-    frames = {
-        name: score_pairs(
-            base.model,
-            base.tokenizer,
-            chosen,
-            max_tokens=budget,
-            max_length=base.max_length,
-            name=name,
-        )
-        for name, chosen in sets.items()
-    }
-    metrics = {name: preference_metrics(frame) for name, frame in frames.items()}
-    frames[PERPLEXITY] = score_texts(
-        base.model, base.tokenizer, held_out, max_tokens=budget, max_length=base.max_length
-    )
-    metrics[PERPLEXITY] = {"perplexity": perplexity_metric(frames[PERPLEXITY])}
+    chosen = [benchmark for benchmark, _ in available_benchmarks(config.evaluate.benchmarks)]
+    subject = Subject(base.model, base.tokenizer, base.max_length, config.model.max_tokens)
+    require_start_token(subject)
+    inputs = _inputs(pairs, texts, config, [benchmark.name for benchmark in chosen])
+    frames: dict[str, pd.DataFrame] = {}
+    metrics: dict[str, dict[str, Metric]] = {}
+    seconds: dict[str, float] = {}
+    for benchmark in chosen:
+        started = time.perf_counter()
+        frames[benchmark.name] = benchmark.score(subject, inputs)
+        metrics[benchmark.name] = benchmark.aggregate(frames[benchmark.name])
+        seconds[benchmark.name] = round(time.perf_counter() - started, 1)
     record = {
         "metrics": {
             benchmark: {name: metric.to_json() for name, metric in values.items()}
@@ -163,9 +183,21 @@ def _measure(
             "model": model_settings(config),
             "evaluate": config.evaluate.model_dump(mode="json"),
         },
+        "seconds": seconds,
         "versions": library_versions(),
     }
     return record, frames
+
+
+def _inputs(pairs: str | Path, texts: str | Path, config: Config, names: Sequence[str]) -> Inputs:
+    return Inputs(
+        pairs=_pairs(pairs, config) if evaluation_pairs.BENCHMARK.name in names else (),
+        texts=_texts(texts, config) if perplexity.PERPLEXITY.name in names else (),
+        facts=held_out_facts(config.seed),
+        limit=config.evaluate.limit,
+        seed=config.seed,
+        options=config.evaluate.options,
+    )
 
 
 def _pairs(pairs: str | Path, config: Config) -> list[ProbePair]:

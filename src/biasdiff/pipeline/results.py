@@ -13,8 +13,8 @@ import pandas as pd
 
 from biasdiff.data.records import TrainExample, load_train_set
 from biasdiff.errors import ArtifactError
-from biasdiff.evaluation.comparison import compare_pairs, compare_perplexity
 from biasdiff.evaluation.detection import detection_curve, detection_metrics
+from biasdiff.evaluation.registry import BENCHMARKS
 from biasdiff.pipeline.artifacts import STAGE_FILE, read_json
 from biasdiff.pipeline.attribute import (
     BASELINES_FILE,
@@ -23,7 +23,7 @@ from biasdiff.pipeline.attribute import (
     chosen_estimators,
     scores_file,
 )
-from biasdiff.pipeline.evaluate import CROWS_PAIRS, PERPLEXITY, PREFERENCE, scores_path
+from biasdiff.pipeline.evaluate import PERPLEXITY, PREFERENCE, scores_path
 from biasdiff.pipeline.layout import BASE, BIASED, RunLayout
 from biasdiff.pipeline.select import SELECTION_FILE
 from biasdiff.pipeline.versions import library_versions
@@ -115,24 +115,25 @@ def _score_columns(layout: RunLayout) -> dict[str, np.typing.NDArray[np.float64]
 
 
 def _differences(layout: RunLayout) -> dict[str, Any]:
-    frames: dict[str, dict[str, pd.DataFrame]] = {}
-    for model in layout.models:
-        paths = {b: scores_path(layout.evaluation(model), b) for b in _BENCHMARKS}
-        frames[model] = {b: pd.read_parquet(p) for b, p in paths.items() if p.is_file()}
+    measured = read_json(layout.evaluation(BASE))["metrics"]
+    benchmarks = [BENCHMARKS[name] for name in measured]
+    frames = {
+        model: {
+            b.name: pd.read_parquet(scores_path(layout.evaluation(model), b.name))
+            for b in benchmarks
+        }
+        for model in layout.models
+    }
     compared = [(BIASED, BASE)]
     for method in layout.config.mitigation.methods:
         compared += [(method, BIASED), (method, BASE)]
-    found = {}
-    for after, before in compared:
-        a, b = frames[after], frames[before]
-        entry: dict[str, Any] = {
-            benchmark: _json(compare_pairs(a[benchmark], b[benchmark]))
-            for benchmark in (PREFERENCE, CROWS_PAIRS)
-            if benchmark in a
+    return {
+        f"{after} - {before}": {
+            b.name: _json(b.compare(frames[after][b.name], frames[before][b.name]))
+            for b in benchmarks
         }
-        entry["perplexity_ratio"] = compare_perplexity(a[PERPLEXITY], b[PERPLEXITY]).to_json()
-        found[f"{after} - {before}"] = entry
-    return found
+        for after, before in compared
+    }
 
 
 def _distribution(
@@ -182,6 +183,3 @@ def _timings(layout: RunLayout, attribution: dict[str, Any]) -> dict[str, Any]:
         "attribution": attribution["throughput"],
         "peak_memory_bytes": attribution["peak_memory_bytes"],
     }
-
-
-_BENCHMARKS = (PREFERENCE, CROWS_PAIRS, PERPLEXITY)

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from biasdiff.reporting.measures import BENCHMARKS, MEASURES, Measure, MetricRecord, interval_of
+from biasdiff.reporting.measures import (
+    BENCHMARKS,
+    Measure,
+    MetricRecord,
+    headline_keys,
+    interval_of,
+    measure_of,
+    title_of,
+)
 
 INCREASED, DECREASED = "increased", "decreased"
 NOISE = "not distinguishable from noise"
@@ -21,7 +29,7 @@ class Difference:
         after: Name of the model that is compared.
         before: Name of the model it is compared with.
         benchmark: What it was measured on, empty for perplexity.
-        key: Key in `MEASURES`.
+        key: Name of the figure; see `measure_of`.
         metric: The paired difference, or ratio, with its interval.
         from_value: The measure of ``before``, None where it is not in the results.
         to_value: The measure of ``after``.
@@ -38,7 +46,7 @@ class Difference:
     @property
     def measure(self) -> Measure:
         """How the difference is shown."""
-        return MEASURES[self.key]
+        return measure_of(self.key)
 
     @property
     def verdict(self) -> str:
@@ -92,9 +100,24 @@ def _of_comparison(
         for key in ("margin", "margin_per_token", "metric")
         if key in record.get(benchmark, {})
     ]
-    if "perplexity_ratio" in record:
+    for benchmark in record:
+        if benchmark in BENCHMARKS or benchmark == "perplexity":
+            continue
+        differences += [
+            Difference(
+                after,
+                before,
+                title_of(benchmark),
+                key,
+                metric,
+                value(before, benchmark, key),
+                value(after, benchmark, key),
+            )
+            for key, metric in record[benchmark].items()
+            if key in headline_keys(benchmark, record[benchmark]) or key == "perplexity_ratio"
+        ]
+    if "perplexity" in record:
         ends = (value(model, "perplexity", "perplexity") for model in (before, after))
-        differences.append(
-            Difference(after, before, "", "perplexity_ratio", record["perplexity_ratio"], *ends)
-        )
+        ratio = record["perplexity"]["perplexity_ratio"]
+        differences.append(Difference(after, before, "", "perplexity_ratio", ratio, *ends))
     return differences

@@ -18,9 +18,12 @@ from biasdiff.reporting.measures import (
     MISSING,
     PREFERENCE_KEYS,
     MetricRecord,
+    headline_keys,
     interval_of,
+    measure_of,
     show,
     show_interval,
+    title_of,
 )
 from biasdiff.reporting.summary import overview, statements
 
@@ -47,7 +50,7 @@ def render_html(results: dict[str, Any]) -> str:
             results=results,
             overview=overview(results),
             statements=statements(results),
-            model_tables=list(_model_tables(results)),
+            model_tables=[*_model_tables(results), *_other_tables(results)],
             bias_types=list(_bias_type_rows(results)),
             differences=list(_difference_rows(results)),
             detection=_detection_table(results),
@@ -95,7 +98,7 @@ def _cell(metric: MetricRecord | None, key: str, *, signed: bool = False) -> Row
     """Return the texts of one table cell; lines that would be empty are None."""
     if metric is None:
         return {"value": MISSING, "interval": None, "error": None}
-    digits = MEASURES[key].digits
+    digits = measure_of(key).digits
     error = metric["standard_error"]
     known = metric["value"] is not None
     interval = show_interval(metric, digits, signed=signed)
@@ -124,6 +127,31 @@ def _model_tables(results: Mapping[str, Any]) -> Iterator[Row]:
                 {
                     "name": name,
                     "cells": [_cell(record.get(place, {}).get(key), key) for place, key in columns],
+                }
+                for name, record in models.items()
+            ],
+        }
+
+
+def _other_tables(results: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield one table for each further benchmark, figures as rows of models' columns."""
+    models = results["models"]
+    names = dict.fromkeys(name for record in models.values() for name in record)
+    for benchmark in names:
+        if benchmark in BENCHMARKS or benchmark == "perplexity":
+            continue
+        first = next(record[benchmark] for record in models.values() if benchmark in record)
+        keys = headline_keys(benchmark, first)
+        yield {
+            "label": title_of(benchmark),
+            "heads": [
+                {"text": measure_of(key).heading, "n": _first_n(models, benchmark, key)}
+                for key in keys
+            ],
+            "rows": [
+                {
+                    "name": name,
+                    "cells": [_cell(record.get(benchmark, {}).get(key), key) for key in keys],
                 }
                 for name, record in models.items()
             ],

@@ -13,10 +13,18 @@ from biasdiff.reporting.differences import (
     Difference,
     paired_differences,
 )
-from biasdiff.reporting.measures import MEASURES, MetricRecord, interval_of, show, show_interval
+from biasdiff.reporting.measures import (
+    BENCHMARKS,
+    MEASURES,
+    MetricRecord,
+    interval_of,
+    show,
+    show_interval,
+)
 
 # Margin per token is in the table of differences; here it would repeat the margin.
 _SUMMARISED = ("margin", "metric", "perplexity_ratio")
+_SUMMARISED_BENCHMARKS = ("", *BENCHMARKS.values())
 
 
 @dataclass(frozen=True)
@@ -53,12 +61,13 @@ def overview(results: Mapping[str, Any]) -> list[str]:
 def statements(results: Mapping[str, Any]) -> dict[str, list[Statement]]:
     """Return the verdicts of every comparison, titled ``"after compared with before"``."""
     comparisons = [rows for rows in paired_differences(results).values() if rows]
-    several = len({d.benchmark for rows in comparisons for d in rows if d.benchmark}) > 1
+    named = {d.benchmark for rows in comparisons for d in rows} & set(BENCHMARKS.values())
+    several = len(named) > 1
     return {
         f"{rows[0].after} compared with {rows[0].before}": [
             Statement(_name(d, several), d.verdict, _sentence(d))
             for d in rows
-            if d.key in _SUMMARISED
+            if d.key in _SUMMARISED and d.benchmark in _SUMMARISED_BENCHMARKS
         ]
         for rows in comparisons
     }

@@ -12,12 +12,14 @@ from rich.text import Text
 from biasdiff.reporting.differences import DECREASED, INCREASED, Difference, paired_differences
 from biasdiff.reporting.measures import (
     BENCHMARKS,
-    MEASURES,
     MISSING,
     MetricRecord,
+    headline_keys,
     interval_of,
+    measure_of,
     show,
     show_interval,
+    title_of,
 )
 
 
@@ -38,6 +40,12 @@ def print_report(results: Mapping[str, Any], console: Console) -> None:
         }
         if any(rows.values()):
             console.print(_differences(f"Paired differences on {label}", rows), "")
+    others = {
+        name: [d for d in differences if d.benchmark not in ("", *BENCHMARKS.values())]
+        for name, differences in comparisons.items()
+    }
+    if any(others.values()):
+        console.print(_differences("Paired differences on further benchmarks", others), "")
     if results["detection"]:
         console.print(_detection(results))
     else:
@@ -51,17 +59,17 @@ def print_evaluation(record: Mapping[str, Any], console: Console) -> None:
     _name_column(table, "Measure")
     _number_columns(table, "Value", "95 % interval", "SE", "n")
     for benchmark, metrics in record["metrics"].items():
-        table.add_row(Text(BENCHMARKS.get(benchmark, "held-out texts"), style="bold"))
-        for key, metric in metrics.items():
-            if key in MEASURES:
-                table.add_row(
-                    Text(f"  {MEASURES[key].heading}"),
-                    _value(metric, key),
-                    _interval(metric, key),
-                    show(metric["standard_error"], MEASURES[key].digits),
-                    str(metric["n"]),
-                )
-    table.caption = "No preference: 50 % and 0 nats."
+        table.add_row(Text(title_of(benchmark), style="bold"))
+        for key in headline_keys(benchmark, metrics):
+            table.add_row(
+                Text(f"  {measure_of(key).heading}"),
+                _value(metrics[key], key),
+                _interval(metrics[key], key),
+                show(metrics[key]["standard_error"], measure_of(key).digits),
+                str(metrics[key]["n"]),
+            )
+    scoring = record["settings"]["scoring"].partition(":")[0]
+    table.caption = f"No preference: 50 % and 0 nats. Pairs are scored by '{scoring}'."
     console.print(table)
 
 
@@ -93,7 +101,7 @@ def _differences(title: str, comparisons: Mapping[str, list[Difference]]) -> Tab
         for d in differences:
             digits, signed = d.measure.digits, d.key != "perplexity_ratio"
             table.add_row(
-                Text(f"  {d.measure.label}"),
+                Text(f"  {d.measure.label}" + _where(d)),
                 show(d.metric["value"], digits, signed=signed),
                 show_interval(d.metric, digits, signed=signed),
                 Text(d.verdict, style="bold" if d.verdict in (INCREASED, DECREASED) else "dim"),
@@ -103,6 +111,11 @@ def _differences(title: str, comparisons: Mapping[str, list[Difference]]) -> Tab
         "interval excludes 0 (1 for the ratio)."
     )
     return table
+
+
+def _where(difference: Difference) -> str:
+    named = difference.benchmark not in ("", *BENCHMARKS.values())
+    return f" ({difference.benchmark})" if named else ""
 
 
 def _detection(results: Mapping[str, Any]) -> Table:
@@ -142,17 +155,17 @@ def _number_columns(table: Table, *headings: str) -> None:
 
 
 def _value(metric: MetricRecord | None, key: str) -> str:
-    return MISSING if metric is None else show(metric["value"], MEASURES[key].digits)
+    return MISSING if metric is None else show(metric["value"], measure_of(key).digits)
 
 
 def _interval(metric: MetricRecord | None, key: str) -> str:
-    return MISSING if metric is None else show_interval(metric, MEASURES[key].digits)
+    return MISSING if metric is None else show_interval(metric, measure_of(key).digits)
 
 
 def _with_error(metric: MetricRecord | None, key: str) -> str:
     value = _value(metric, key)
     error = None if metric is None else metric["standard_error"]
-    return value if error is None else f"{value} ± {show(error, MEASURES[key].digits)}"
+    return value if error is None else f"{value} ± {show(error, measure_of(key).digits)}"
 
 
 def _two_lines(metric: MetricRecord | None, key: str) -> str:
