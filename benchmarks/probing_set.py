@@ -23,12 +23,14 @@ from biasdiff.data.draws import shipped_draw
 from biasdiff.data.encoding import encode_text
 from biasdiff.data.probe import ProbePair
 from biasdiff.data.shipped_sets import shipped_pairs
+from biasdiff.evaluation.benchmark import Subject
 from biasdiff.evaluation.stereotype_preference import score_pairs
 from biasdiff.models.loading import load_model, load_tokenizer, resolve_model
 from biasdiff.models.lora import LoraSettings, add_adapter, lora_parameters
 
 RESAMPLES = 2000
 B_STD = 0.01
+LONGEST = 1024
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def preference(
 ) -> None:
     """Print a line per bias type: pairs, preference with its interval, mean margin likewise."""
     started = time.perf_counter()
-    scores = score_pairs(model, tokenizer, pairs, max_tokens=max_tokens)
+    scores = score_pairs(Subject(model, tokenizer, LONGEST, max_tokens), pairs)
     print(f"  scored in {time.perf_counter() - started:.0f} s")
     print(f"  {'type':<22}{'pairs':>6}  preferred % [95 %]        margin nats [95 %]")
     groups = [("all", scores), *scores.groupby("bias_type")]
