@@ -8,7 +8,7 @@ import pandas as pd
 
 from biasdiff.data.probe import ProbePair
 from biasdiff.data.sources import crows_pairs
-from biasdiff.data.sources.finding import get_files
+from biasdiff.data.sources.finding import another_version, get_files
 from biasdiff.errors import DataError
 from biasdiff.evaluation.benchmark import Benchmark, Inputs, Subject
 from biasdiff.evaluation.stereotype_preference import (
@@ -41,8 +41,10 @@ def load_crows_pairs() -> list[ProbePair]:
     pairs = [pair for pair in found if isinstance(pair, ProbePair)]
     counts = {d: sum(p.stereo_antistereo == d for p in pairs) for d in EXPECTED}
     if counts != EXPECTED:
+        version = another_version(path)
         raise DataError(
-            f"{path} has {counts['stereo']} stereo and {counts['antistereo']} antistereo rows",
+            f"{path} has {counts['stereo']} stereo and {counts['antistereo']} antistereo rows"
+            + (f" ({version})" if version else ""),
             expected="1290 and 218",
             remedy="use the original crows_pairs_anonymized.csv",
         )

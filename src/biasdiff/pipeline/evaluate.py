@@ -13,6 +13,7 @@ from biasdiff.config import SHIPPED, Config
 from biasdiff.data.probe import ProbePair, load_probe_pairs
 from biasdiff.data.records import load_train_set
 from biasdiff.data.shipped_mixture import held_out_facts
+from biasdiff.data.sources.finding import another_version
 from biasdiff.errors import DataError
 from biasdiff.evaluation import evaluation_pairs, perplexity
 from biasdiff.evaluation.benchmark import Benchmark, Inputs, Subject
@@ -129,7 +130,11 @@ def available_benchmarks(
     found = []
     for benchmark in chosen_benchmarks(names):
         try:
-            found.append((benchmark, benchmark.files()))
+            files = benchmark.files()
+            for path in files.values():
+                if version := another_version(path):
+                    say(f"  {benchmark.title}: another version of the file: {version}")
+            found.append((benchmark, files))
         except DataError as error:
             if benchmark.name in names:
                 raise

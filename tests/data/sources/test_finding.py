@@ -16,7 +16,15 @@ import pytest
 
 from biasdiff.data.sources import corpus as corpus_module
 from biasdiff.data.sources.corpus import Corpus, CorpusFile, Record
-from biasdiff.data.sources.finding import DATA_DIR, fetch, find, find_files, get_files, read_corpus
+from biasdiff.data.sources.finding import (
+    DATA_DIR,
+    another_version,
+    fetch,
+    find,
+    find_files,
+    get_files,
+    read_corpus,
+)
 from biasdiff.data.sources.registry import CORPORA
 from biasdiff.errors import DataError
 
@@ -53,7 +61,8 @@ def corpus(*files: CorpusFile, alternatives: bool = False) -> Corpus:
 
 def pin(monkeypatch: pytest.MonkeyPatch, **hashes: str) -> None:
     known = {name.replace("__", "/").replace("_txt", ".txt"): h for name, h in hashes.items()}
-    monkeypatch.setattr(corpus_module, "_pins", lambda: known)
+    monkeypatch.setattr(corpus_module, "pins", lambda: known)
+    monkeypatch.setattr("biasdiff.data.sources.finding.pins", lambda: known)
 
 
 def test_a_pinned_file_is_fetched_once(
@@ -153,6 +162,22 @@ def test_of_alternatives_one_is_enough(home: str) -> None:
 
 def test_pins_are_hashes_of_files_that_a_corpus_names() -> None:
     named = {file.path for entry in CORPORA.values() for file in entry.files}
-    pins = corpus_module._pins()
+    pins = corpus_module.pins()
     assert set(pins) <= named
     assert all(len(value) == 64 for value in pins.values())
+
+
+def test_another_version_of_a_pinned_file_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pin(monkeypatch, toy__plain_txt=hashlib.sha256(TEXT).hexdigest())
+    path = tmp_path / "toy/plain.txt"
+    path.parent.mkdir()
+    path.write_bytes(TEXT)
+    assert another_version(path) is None
+    path.write_bytes(b"other")
+    found = hashlib.sha256(b"other").hexdigest()
+    assert another_version(path) == (
+        f"{path} has sha256 {found}, the pinned original {hashlib.sha256(TEXT).hexdigest()}"
+    )
+    assert another_version(tmp_path / "unknown.txt") is None

@@ -73,11 +73,12 @@ class CorpusFile:
 
         The hash of such a file is recorded at the first fetch.
         """
-        return _pins().get(self.path)
+        return pins().get(self.path)
 
 
 @functools.cache
-def _pins() -> dict[str, str]:
+def pins() -> dict[str, str]:
+    """Return the hash of every pinned file by its place under a data folder."""
     lines = PINS.read_text(encoding="utf-8").splitlines()
     return {path: sha256 for sha256, path in (line.split(maxsplit=1) for line in lines)}
 

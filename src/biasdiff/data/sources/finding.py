@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from biasdiff.cache import cache_dir
-from biasdiff.data.sources.corpus import Corpus, CorpusFile, Record, SetAside
+from biasdiff.data.sources.corpus import Corpus, CorpusFile, Record, SetAside, pins
 from biasdiff.errors import DataError
 from biasdiff.progress import Task, say, task
 
@@ -55,6 +56,21 @@ def find_files(corpus: Corpus) -> dict[str, Path] | None:
         return found or None
     whole = all(file.path in found for file in corpus.files if file.needed)
     return found if whole else None
+
+
+def another_version(path: Path) -> str | None:
+    """Say that a file is not the original that was pinned; None if it is, or none was pinned.
+
+    Args:
+        path: A file under a data folder or the cache.
+    """
+    for place, pinned in pins().items():
+        if path.as_posix().endswith(f"/{place}"):
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != pinned:
+                return f"{path} has sha256 {found}, the pinned original {pinned}"
+    return None
 
 
 def get_files(corpus: Corpus) -> dict[str, Path]:
