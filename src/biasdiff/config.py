@@ -49,6 +49,9 @@ class DataConfig(Section):
     biased_share: Fraction = Field(0.3, description="shipped mix: share of stereotype sentences")
     probe_pairs: Count = Field(150, description="shipped mix: pairs of the reference draw")
     evaluation_pairs: Count = 300
+    one_sided: bool = Field(
+        False, description="shipped mix: only stereotypes told of one group of a contrast"
+    )
     held_out_texts: Count = 200
 
 

@@ -13,7 +13,13 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from biasdiff.data.near_duplicates import near_duplicates
 from biasdiff.data.shipped_mixture import ShippedMixture, shipped_mixture
-from biasdiff.data.shipped_sets import FACTS_FILE, PAIRS_FILE, shipped_facts, shipped_pairs
+from biasdiff.data.shipped_sets import (
+    FACTS_FILE,
+    PAIRS_FILE,
+    one_sided_stereotypes,
+    shipped_facts,
+    shipped_pairs,
+)
 from biasdiff.data.twins import difference
 from biasdiff.errors import ConfigError
 from biasdiff.probing.lexicon import load_lexicon
@@ -141,6 +147,20 @@ def test_draws_share_no_stereotype_sentence_or_subject(seed: int) -> None:
     assert sum(e.is_bias or 0 for e in mixture.train) == 120
     assert {p.stereo_antistereo for p in biased} == {"stereo"}
     assert {p.bias_type for p in biased} == set(BIAS_TYPES)
+
+
+def test_one_sided_mixture_takes_those_stereotypes_only() -> None:
+    sizes = SIZES | {"evaluation_pairs": 280, "probe_pairs": 90}
+    mixture = shipped_mixture(**sizes, seed=0, one_sided=True)  # type: ignore[arg-type]
+    pairs = {p.extra["id"]: p for p in shipped_pairs()}
+    names = one_sided_stereotypes()
+    assert names <= {p.stereotype_id for p in pairs.values()}
+    draws = [[pairs[e.id] for e in mixture.train if e.is_bias], mixture.probe, mixture.pairs]
+    found = [{p.stereotype_id for p in draw} for draw in draws]
+    assert all(ids <= names for ids in found)
+    assert not found[0] & found[1]
+    assert not found[0] & found[2]
+    assert not found[1] & found[2]
 
 
 def test_a_draw_does_not_depend_on_the_sizes_of_the_others() -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from biasdiff.data.draws import shipped_draws
 from biasdiff.data.probe import ProbePair
 from biasdiff.data.records import TrainExample
-from biasdiff.data.shipped_sets import Fact, shipped_facts
+from biasdiff.data.shipped_sets import Fact, one_sided_stereotypes, shipped_facts
 from biasdiff.data.stratification import grouped
 from biasdiff.errors import ConfigError
 
@@ -43,6 +43,7 @@ def shipped_mixture(
     evaluation_pairs: int,
     held_out_texts: int,
     seed: int,
+    one_sided: bool = False,
 ) -> ShippedMixture:
     """Draw a mixture; what one draw holds does not depend on the sizes of the others.
 
@@ -57,14 +58,23 @@ def shipped_mixture(
         evaluation_pairs: Of the test draw.
         held_out_texts: Held-out facts.
         seed: Of which pairs and facts are taken.
+        one_sided: Take `one_sided_stereotypes` only, and evaluation pairs of the test and the
+            validation draw, since one alone holds too few of them.
 
     Raises:
         ConfigError: If the shipped sets are too small for a size.
     """
     draws = shipped_draws()
+    rest, reference, test = draws.rest, draws.reference, draws.test
+    if one_sided:
+        names = one_sided_stereotypes()
+        rest, reference, test = (
+            [pair for pair in draw if pair.stereotype_id in names]
+            for draw in (rest, reference, [*test, *draws.validation])
+        )
     known, unseen = _split_facts(shipped_facts(), seed)
     biased_count = round(size * biased_share)
-    stereotypes = [p for p in draws.rest if p.stereo_antistereo == "stereo"]
+    stereotypes = [p for p in rest if p.stereo_antistereo == "stereo"]
     biased = _balanced(stereotypes, biased_count, "data.size x data.biased_share", seed)
     facts = _first(known, size - biased_count, "data.size x (1 - data.biased_share)")
     train = [(p.extra["id"], p.sent_more, 1, p.bias_type) for p in biased]
@@ -75,8 +85,8 @@ def shipped_mixture(
             TrainExample(id=name, row=row, text=text, is_bias=truth, bias_type=kind)
             for row, (name, text, truth, kind) in enumerate(rows)
         ],
-        probe=_balanced(draws.reference, probe_pairs, "data.probe_pairs", seed),
-        pairs=_balanced(draws.test, evaluation_pairs, "data.evaluation_pairs", seed),
+        probe=_balanced(reference, probe_pairs, "data.probe_pairs", seed),
+        pairs=_balanced(test, evaluation_pairs, "data.evaluation_pairs", seed),
         held_out=_first(unseen, held_out_texts, "data.held_out_texts"),
     )
 

@@ -15,6 +15,7 @@ from biasdiff.data.probe import ProbePair, load_probe_pairs
 FOLDER = Path(__file__).parent / "shipped"
 PAIRS_FILE = FOLDER / "stereotype_pairs.csv"
 FACTS_FILE = FOLDER / "facts.csv"
+ONE_SIDED_FILE = FOLDER / "one_sided_stereotypes.txt"
 QUESTIONS_FILE = FOLDER / "ambiguous_questions.csv"
 
 
@@ -60,6 +61,16 @@ class AmbiguousQuestion:
     stereotyped: str
     other: str
     unknown: str
+
+
+def one_sided_stereotypes() -> frozenset[str]:
+    """Return the names of the stereotypes of the first version of the set.
+
+    They are told mostly about one group of a contrast, usually the disadvantaged one; the later ones
+    run in both directions. Training on the first makes the words for those groups more likely, and
+    with them the stereotype side of held-out pairs; training on both does not (docs/results.md).
+    """
+    return frozenset(ONE_SIDED_FILE.read_text(encoding="utf-8").split())
 
 
 def shipped_pairs() -> list[ProbePair]:

@@ -29,6 +29,7 @@ def mixture_of(config: Config) -> ShippedMixture:
         evaluation_pairs=data.evaluation_pairs,
         held_out_texts=data.held_out_texts,
         seed=config.seed,
+        one_sided=data.one_sided,
     )
 
 
@@ -68,4 +69,4 @@ def _write_lines(path: Path, records: list[dict[str, object]]) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-_SIZES = ("size", "biased_share", "probe_pairs", "evaluation_pairs", "held_out_texts")
+_SIZES = ("size", "biased_share", "probe_pairs", "evaluation_pairs", "held_out_texts", "one_sided")
