@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from biasdiff.config import ModelConfig
 from biasdiff.data.probe import ProbePair
 from biasdiff.errors import BiasdiffError, DataError, ModelError, nearest
 from biasdiff.evaluation.benchmark import Inputs, Subject
@@ -150,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--up-to", type=float, default=2.0, help="billions of parameters of models of the hub"
     )
     parser.add_argument("--limit", type=int, help="examples of each benchmark, the first ones")
-    parser.add_argument("--max-tokens", type=int, default=1024)
+    parser.add_argument("--max-tokens", type=int, default=ModelConfig().max_tokens)
     parser.add_argument("--threads", type=int, help="of torch; its own choice by default")
     options = parser.parse_args(arguments)
     folders = dict(_named_folder(parser, text) for text in options.folder)

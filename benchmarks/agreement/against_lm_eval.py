@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--cost-rows", type=int, default=400, help="pairs for the cost of scoring")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--max-tokens", type=int, default=1024, help="biasdiff's token budget")
+    parser.add_argument("--max-tokens", type=int, help="biasdiff's token budget; its default")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
@@ -76,6 +76,7 @@ def measure(options: argparse.Namespace) -> int:
     os.environ["HF_DATASETS_CACHE"] = str(options.venv.resolve() / "datasets")
     import torch
 
+    from biasdiff.config import ModelConfig
     from biasdiff.data.batching import make_batch, token_budget_batches
     from biasdiff.data.encoding import encode_text
     from biasdiff.evaluation.benchmark import Subject
@@ -85,13 +86,15 @@ def measure(options: argparse.Namespace) -> int:
     from biasdiff.training import token_scores
 
     logging.disable(logging.WARNING)
+    max_tokens = options.max_tokens or ModelConfig().max_tokens
     torch.set_num_threads(options.threads)
     source = resolve_model(options.model)
     model, tokenizer = load_model(source), load_tokenizer(source)
     pairs = load_crows_pairs()[: options.rows]
-    subject = Subject(model, tokenizer, context_length(model, tokenizer), options.max_tokens)
+    subject = Subject(model, tokenizer, context_length(model, tokenizer), max_tokens)
     print(
-        f"{options.model}, {len(pairs)} pairs, {options.threads} threads, torch "
+        f"{options.model}, {len(pairs)} pairs, batches of {max_tokens} tokens, "
+        f"{options.threads} threads, torch "
         f"{torch.__version__}, lm-eval {importlib.metadata.version('lm-eval')}; {load()}"
     )
 
@@ -119,7 +122,7 @@ def measure(options: argparse.Namespace) -> int:
 
     part = pairs[: options.cost_rows]
     encodings = [encode_text(tokenizer, s) for p in part for s in (p.sent_more, p.sent_less)]
-    groups = token_budget_batches(list(map(len, encodings)), max_tokens=options.max_tokens)
+    groups = token_budget_batches(list(map(len, encodings)), max_tokens=max_tokens)
     batches = [make_batch([encodings[i] for i in group]) for group in groups]
     for batch in batches:
         del batch["labels"]

@@ -66,7 +66,7 @@ class AmbiguousQuestion:
 def one_sided_stereotypes() -> frozenset[str]:
     """Return the names of the stereotypes of the first version of the set.
 
-    They are told mostly about one group of a contrast, usually the disadvantaged one; the later ones
+    They are told mostly of one group of a contrast, usually the disadvantaged one; the later ones
     run in both directions. Training on the first makes the words for those groups more likely, and
     with them the stereotype side of held-out pairs; training on both does not (docs/results.md).
     """
