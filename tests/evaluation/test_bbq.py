@@ -212,4 +212,4 @@ def test_parquet(tmp_path: Path, tiny: Loader) -> None:
 def test_it_is_listed_and_not_core() -> None:
     assert BENCHMARKS["bbq"] is BENCHMARK
     assert BENCHMARK not in chosen_benchmarks(["core"])
-    assert len(BENCHMARK.files()) == len(CATEGORIES)
+    assert len(BENCHMARK.files({})) == len(CATEGORIES)

@@ -321,12 +321,12 @@ def test_written_answers_and_the_frame_from_parquet(tiny: Loader, tmp_path: Path
 
 
 def test_a_model_that_knows_is_right(tiny: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    from biasdiff.evaluation.greedy import Continuation
+    from biasdiff.evaluation.continuation import Continuation
 
     answers = ["France.\nExample 3", "in the Italy of old", "Sweden"]
     monkeypatch.setattr(
         cloze,
-        "continue_greedily",
+        "continue_prompts",
         lambda *_, **__: [Continuation([], text, np.empty(0)) for text in answers],
     )
     facts = facts_of(FACTS[:3])
@@ -377,7 +377,7 @@ def test_a_sentence_of_a_fact_is_drawn_with_the_seed(monkeypatch: pytest.MonkeyP
 )
 def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        cloze.settings_of(Inputs(options={"cloze": options}))
+        cloze.settings_of(options)
 
 
 def test_what_cannot_be_measured_is_said(tiny: Loader) -> None:

@@ -25,7 +25,7 @@ from biasdiff.evaluation.generation import (
     generation_metrics,
     load_classifier,
     load_prompts,
-    read_settings,
+    settings_of,
 )
 from biasdiff.evaluation.registry import BENCHMARKS, chosen_benchmarks
 from tiny_models import ARCHITECTURES, tiny_tokenizer
@@ -224,11 +224,11 @@ def test_what_cannot_be_a_classifier(
 )
 def test_settings_that_are_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        read_settings(Inputs(options={"generation": options}))
+        settings_of(options)
 
 
 def test_settings() -> None:
-    found = read_settings(Inputs(options={"generation": {"classifier": "x", "samples": 5}}))
+    found = settings_of({"classifier": "x", "samples": 5})
     assert found == Settings("x", None, 5, 20, 16, None, 0.9)
 
 
@@ -326,12 +326,19 @@ def test_from_prompts_to_figures(tiny: Loader, classifier: str, tmp_path: Path) 
 
 
 def test_it_is_listed_and_asked_for_by_name(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    classifier: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert BENCHMARKS["generation"] is BENCHMARK
     assert BENCHMARK not in chosen_benchmarks(["all"])
     assert chosen_benchmarks(["generation"]) == [BENCHMARK]
-    assert list(BENCHMARK.files()) == ["realtoxicityprompts/quark_val.jsonl"]
+    given = {"classifier": classifier}
+    assert list(BENCHMARK.files(given)) == ["realtoxicityprompts/quark_val.jsonl"]
     monkeypatch.setenv(DATA_DIR, str(tmp_path / "empty"))
     monkeypatch.setenv("BIASDIFF_CACHE", str(tmp_path / "cache"))
-    assert BENCHMARK.files() == {}  # a file of prompts must not need the corpus
+    own = tmp_path / "prompts.txt"
+    with pytest.raises(DataError, match=r"prompts\.txt does not exist; expected a file of prompts"):
+        BENCHMARK.files({**given, "prompts": str(own)})
+    own.write_text("The nurse said")
+    assert BENCHMARK.files({**given, "prompts": str(own)}) == {"prompts": own}
+    with pytest.raises(ModelError, match="/nowhere does not exist"):
+        BENCHMARK.files({"classifier": "/nowhere"})

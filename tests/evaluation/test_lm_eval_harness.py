@@ -128,7 +128,7 @@ def test_it_is_an_extra_that_is_run_when_named() -> None:
 def test_what_to_install_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ConfigError, match=r"run pip install 'biasdiff\[lm-eval\]'"):
-        BENCHMARK.files()
+        BENCHMARK.files({})
     with pytest.raises(ConfigError, match="expected the package lm-eval"):
         score_tasks(SUBJECT, inputs(tasks=["choice"]))
 

@@ -20,7 +20,7 @@ from biasdiff.errors import DataError, NonFiniteError
 from biasdiff.evaluation import multiple_choice
 from biasdiff.evaluation.answers import normalise_answer
 from biasdiff.evaluation.benchmark import Inputs, Subject
-from biasdiff.evaluation.greedy import Continuation, continue_greedily, end_tokens
+from biasdiff.evaluation.continuation import Continuation, continue_prompts, end_tokens
 from biasdiff.evaluation.multiple_choice import (
     BENCHMARK,
     ORDERS,
@@ -201,11 +201,11 @@ def test_batches_continue_as_single_prompts_do(tiny: Loader, architecture: str) 
     prompts = [encode_text(tokenizer, text).input_ids[:40] for text in SENTENCES]
     assert len({len(prompt) for prompt in prompts}) > 3
     watch = [5, 40, 70]
-    together = continue_greedily(
+    together = continue_prompts(
         Subject(model, tokenizer, 64, 300), prompts, max_new_tokens=8, watch=watch
     )
     for prompt, found in zip(prompts, together, strict=True):
-        (alone,) = continue_greedily(
+        (alone,) = continue_prompts(
             Subject(model, tokenizer, 64, 1), [prompt], max_new_tokens=8, watch=watch
         )
         assert found.tokens == alone.tokens == slow_continuation(model, prompt, 8)
@@ -215,15 +215,66 @@ def test_batches_continue_as_single_prompts_do(tiny: Loader, architecture: str) 
         np.testing.assert_allclose(found.watched, logits[watch], atol=2e-4)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_shared_beginning_is_computed_once_and_changes_nothing(
+    tiny: Loader, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = tiny(architecture)
+    beginning = encode_text(tokenizer, SENTENCES[0]).input_ids[:20]
+    rests = [encode_text(tokenizer, text).input_ids[1:20] for text in SENTENCES]
+    prompts = [[*beginning, *rests[i % len(rests)][: 2 + i % 3]] for i in range(40)]
+    subject = Subject(model, tokenizer, 64, 20)
+    lengths: list[int] = []
+
+    def note(module: Any, arguments: Any, keywords: dict[str, Any]) -> None:
+        lengths.append(keywords["input_ids"].numel())
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    found = continue_prompts(subject, prompts, max_new_tokens=2, watch=[5, 40])
+    shared = sum(lengths)
+    monkeypatch.setattr("biasdiff.evaluation.continuation.WORTH_SHARING", 2.0)
+    lengths.clear()
+    plain = continue_prompts(subject, prompts, max_new_tokens=2, watch=[5, 40])
+    handle.remove()
+    if architecture != "gemma3":  # its window of 8 is shorter than the beginning
+        assert shared < 0.8 * sum(lengths)
+    for ours, theirs, prompt in zip(found, plain, prompts, strict=True):
+        np.testing.assert_allclose(ours.watched, theirs.watched, atol=2e-4)
+        assert ours.tokens == theirs.tokens == slow_continuation(model, prompt, 2)
+
+
+def test_a_model_that_cannot_repeat_its_memory_is_asked_plainly(
+    tiny: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = tiny("llama")
+    beginning = encode_text(tokenizer, SENTENCES[0]).input_ids[:20]
+    prompts = [[*beginning, 5 + number] for number in range(4)]
+    subject = Subject(model, tokenizer, 64, 400)
+    wanted = [slow_continuation(model, prompt, 4) for prompt in prompts]
+
+    def refuse(self: Any, repeats: int) -> None:
+        raise AttributeError("no keys to repeat")
+
+    def wrong(self: Any, repeats: int) -> None:
+        for layer in self.layers:
+            layer.keys = layer.keys.repeat_interleave(repeats, dim=0).flip(2)
+            layer.values = layer.values.repeat_interleave(repeats, dim=0)
+
+    for broken in (refuse, wrong):
+        monkeypatch.setattr("transformers.cache_utils.Cache.batch_repeat_interleave", broken)
+        found = continue_prompts(subject, prompts, max_new_tokens=4)
+        assert [c.tokens for c in found] == wanted
+
+
 def test_an_end_token_ends_one_row_and_not_the_others(tiny: Loader) -> None:
     model, tokenizer = tiny("llama")
     subject = Subject(model, tokenizer, 64, 400)
     prompts = [encode_text(tokenizer, text).input_ids for text in SENTENCES[:4]]
-    free = continue_greedily(subject, prompts, max_new_tokens=6)
+    free = continue_prompts(subject, prompts, max_new_tokens=6)
     stop = free[0].tokens[2]
     model.generation_config.eos_token_id = [1, stop]
     assert end_tokens(subject) == {1, stop}
-    ended = continue_greedily(subject, prompts, max_new_tokens=6)
+    ended = continue_prompts(subject, prompts, max_new_tokens=6)
     for before, after in zip(free, ended, strict=True):
         cut = before.tokens.index(stop) if stop in before.tokens else 6
         assert after.tokens == before.tokens[:cut]
@@ -234,16 +285,16 @@ def test_sampling_settings_of_a_model_change_nothing(tiny: Loader) -> None:
     model, tokenizer = tiny("llama")
     subject = Subject(model, tokenizer, 64, 400)
     prompts = [encode_text(tokenizer, text).input_ids for text in SENTENCES[:3]]
-    before = [c.tokens for c in continue_greedily(subject, prompts, max_new_tokens=6)]
+    before = [c.tokens for c in continue_prompts(subject, prompts, max_new_tokens=6)]
     model.generation_config.repetition_penalty = 1.7
     model.generation_config.do_sample = True
-    assert [c.tokens for c in continue_greedily(subject, prompts, max_new_tokens=6)] == before
+    assert [c.tokens for c in continue_prompts(subject, prompts, max_new_tokens=6)] == before
 
 
 def test_an_adapted_model_writes_too(adapted: Loader) -> None:
     model, tokenizer = adapted("gpt2")
     ids = encode_text(tokenizer, SENTENCES[0]).input_ids
-    (found,) = continue_greedily(Subject(model, tokenizer, 64, 99), [ids], max_new_tokens=5)
+    (found,) = continue_prompts(Subject(model, tokenizer, 64, 99), [ids], max_new_tokens=5)
     assert found.tokens == slow_continuation(model, ids, 5)
 
 
@@ -279,7 +330,7 @@ def test_models_that_call_their_memory_otherwise(tiny: Loader) -> None:
             memory = getattr(output, name or "past_key_values")
             return SimpleNamespace(logits=output.logits, past_key_values=memory)
 
-    (found,) = continue_greedily(Subject(Older(), tokenizer, 64, 99), [ids], max_new_tokens=5)
+    (found,) = continue_prompts(Subject(Older(), tokenizer, 64, 99), [ids], max_new_tokens=5)
     assert found.tokens == slow_continuation(model, ids, 5)
     assert asked == ["nothing", *["past_key_values"] * 4]
 
@@ -289,12 +340,12 @@ def test_prompts_that_do_not_fit_and_broken_models(tiny: Loader) -> None:
     subject = Subject(model, tokenizer, 64, 400)
     message = "essay: prompt 1 has 61 tokens; expected 1 to 60, the context of 64 less 4 new tokens"
     with pytest.raises(DataError, match=message):
-        continue_greedily(subject, [[0], [0] * 61], max_new_tokens=4, name="essay")
+        continue_prompts(subject, [[0], [0] * 61], max_new_tokens=4, name="essay")
     with pytest.raises(DataError, match="prompt 0 has 0 tokens"):
-        continue_greedily(subject, [[]], max_new_tokens=4)
+        continue_prompts(subject, [[]], max_new_tokens=4)
     model.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match=r"logits are NaN.*use float32"):
-        continue_greedily(subject, [[0, 5]], max_new_tokens=4)
+        continue_prompts(subject, [[0, 5]], max_new_tokens=4)
 
 
 def test_prompts_use_the_chat_template_where_there_is_one(tiny_folder: Callable[..., Path]) -> None:
@@ -363,7 +414,7 @@ def test_answers_are_mapped_to_roles_through_the_order(
         scores = np.linspace(-1, -9, len(watch))
         return [Continuation([], "A", scores) for _ in range(6)]
 
-    monkeypatch.setattr(multiple_choice, "continue_greedily", always_a)
+    monkeypatch.setattr(multiple_choice, "continue_prompts", always_a)
     frame = score_questions(Subject(*tiny("llama"), 64, 400), [QUESTION])
     assert frame["answer"].tolist() == [order[0] for order in ORDERS]
     assert frame["likelihood_answer"].tolist() == [order[0] for order in ORDERS]

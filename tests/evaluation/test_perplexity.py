@@ -127,4 +127,4 @@ def test_wikitext(tiny: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(frame) == 4
     assert frame["group"].tolist() == ["valid-2", "valid-2", "test-2", "test-2"]
     assert WIKITEXT2.aggregate(frame)["perplexity"].n == 4
-    assert set(WIKITEXT2.files()) == {"wikitext2/wiki.valid.tokens", "wikitext2/wiki.test.tokens"}
+    assert set(WIKITEXT2.files({})) == {"wikitext2/wiki.valid.tokens", "wikitext2/wiki.test.tokens"}

@@ -394,4 +394,4 @@ def test_a_broken_model_is_named(tiny: Loader) -> None:
 def test_it_is_registered(corpora: Path) -> None:
     assert BENCHMARKS["seat"] is BENCHMARK
     assert BENCHMARK.core
-    assert len(BENCHMARK.files()) == 50
+    assert len(BENCHMARK.files({})) == 50

@@ -320,4 +320,4 @@ def test_a_text_beyond_the_context_is_refused(tiny: Loader) -> None:
 def test_it_is_registered(corpora: Path) -> None:
     assert BENCHMARKS["stereoset"] is BENCHMARK
     assert BENCHMARK.core
-    assert list(BENCHMARK.files()) == ["stereoset"]
+    assert list(BENCHMARK.files({})) == ["stereoset"]

@@ -94,7 +94,7 @@ def test_what_is_missing_is_said(data: Path, monkeypatch: pytest.MonkeyPatch) ->
     table.unlink()
     monkeypatch.setattr(winogender, "fetch", lambda corpus: {source.SENTENCES.path: sentences})
     with pytest.raises(DataError, match=r"stats\.tsv is not there and cannot be fetched; expected"):
-        BENCHMARK.files()
+        BENCHMARK.files({})
 
 
 @pytest.mark.skipif(

@@ -13,6 +13,7 @@ from corpus_fixtures import write_corpora
 from typer.testing import CliRunner
 
 from biasdiff.cli.app import app
+from biasdiff.config import EvaluateConfig
 from biasdiff.data.files import write_rows
 from biasdiff.data.probe import ProbePair, save_probe_pairs
 from biasdiff.data.sources.finding import DATA_DIR
@@ -125,11 +126,35 @@ def test_of_all_what_is_not_at_hand_is_left_out_but_a_named_one_is_an_error(
         raise OSError("no network")
 
     monkeypatch.setattr("pooch.retrieve", unreachable)
-    names = [b.name for b, _ in available_benchmarks(["core"])]
+    names = [b.name for b, _ in available_benchmarks(EvaluateConfig(benchmarks=("core",)))]
     assert "stereoset" not in names
     assert "crows_pairs" in names
     with pytest.raises(DataError, match=r"stereoset/dev\.json is not there"):
-        available_benchmarks(["stereoset"])
+        available_benchmarks(EvaluateConfig(benchmarks=("stereoset",)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crows_pair": {}}, r"called 'crows_pair' \(did you mean 'crows_pairs'\?\)"),
+        ({"winobias": {"layer": 1}}, r"winobias has no option 'layer'; expected none"),
+        ({"crows_pairs": {"bias_bench": 1}}, "bias_bench is 1; expected true or false"),
+        ({"seat": {"layer": "a"}}, "seat: layer is 'a'"),
+        ({"stereoset": {"parts": ["both"]}}, "stereoset: parts is"),
+        ({"wikitext2": {"tokens": 0}}, "wikitext2: tokens is 0"),
+        ({"cloze": {"source": "wikidata"}}, "cloze: source is 'wikidata'"),
+    ],
+)
+def test_options_are_checked_before_anything_is_scored(
+    options: dict[str, dict[str, Any]],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(DATA_DIR, str(write_corpora(tmp_path / "data")))
+    settings = EvaluateConfig(benchmarks=("all",), options=options)
+    with pytest.raises(ConfigError, match=message):
+        available_benchmarks(settings)
 
 
 def test_holm_holds_within_each_figure() -> None:

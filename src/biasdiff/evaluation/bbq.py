@@ -24,6 +24,7 @@ from biasdiff.evaluation.benchmark import (
     percentage_metric,
     require_same,
 )
+from biasdiff.evaluation.options import without_options
 from biasdiff.functional.statistics import Floats, holm
 from biasdiff.functional.token_alignment import shared_prefix
 from biasdiff.progress import say
@@ -247,7 +248,7 @@ BENCHMARK = Benchmark(
     score=_score,
     aggregate=bbq_metrics,
     compare=compare_bbq,
-    files=lambda: get_files(bbq.CORPUS),
+    files=without_options("bbq", lambda: get_files(bbq.CORPUS)),
 )
 """58,492 questions in 11 categories. The stereotyped person follows from ``answer_info`` and
 ``stereotyped_groups``, not from the authors' separate table of target locations."""

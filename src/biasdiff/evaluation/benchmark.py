@@ -24,6 +24,9 @@ from biasdiff.functional.statistics import (
 )
 from biasdiff.results import Direction, Metric
 
+Options = Mapping[str, Any]
+"""Settings of one benchmark, by name, as they were given."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -60,7 +63,11 @@ class Inputs:
     facts: Sequence[Fact] = ()
     limit: int | None = None
     seed: int = 0
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: Mapping[str, Options] = field(default_factory=dict)
+
+    def options_of(self, benchmark: str) -> Options:
+        """Return what is set for a benchmark."""
+        return self.options.get(benchmark, {})
 
     def first(self, items: Sequence[Any]) -> list[Any]:
         """Return the items that `limit` allows."""
@@ -82,7 +89,9 @@ class Benchmark:
         score: Runs the model; one row for each example, with a column ``row`` that names it.
         aggregate: Figures from that frame alone, so that they can be recomputed from the file.
         compare: Paired differences of two such frames, after - before.
-        files: Files it reads, for fingerprints; raises `DataError` where they cannot be had.
+        files: Files it reads with some options, for fingerprints. Called before any model runs:
+            raises `ConfigError` for an option it does not know or that is out of range, and
+            `DataError` where a file cannot be had.
         core: Part of ``--bench core``.
         extra: Name of the optional extra that it needs, empty for none.
     """
@@ -92,7 +101,7 @@ class Benchmark:
     score: Score
     aggregate: Aggregate
     compare: Compare
-    files: Callable[[], Mapping[str, Path]] = dict
+    files: Callable[[Options], Mapping[str, Path]] = dict
     core: bool = False
     extra: str = ""
 

@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ import pandas as pd
 from biasdiff.data.encoding import encode_text
 from biasdiff.data.shipped_sets import FACTS_FILE, Fact
 from biasdiff.data.sources import trex
-from biasdiff.data.sources.finding import read_corpus
+from biasdiff.data.sources.finding import get_files, read_corpus
 from biasdiff.errors import DataError
 from biasdiff.evaluation.answers import holds, is_exact
 from biasdiff.evaluation.benchmark import (
     Benchmark,
     Inputs,
+    Options,
     Subject,
     clusters_of,
     mean_comparison,
@@ -32,8 +34,8 @@ from biasdiff.evaluation.benchmark import (
     percentage_metric,
     require_same,
 )
-from biasdiff.evaluation.greedy import continue_greedily
-from biasdiff.evaluation.options import options_of, wrong_option
+from biasdiff.evaluation.continuation import continue_prompts
+from biasdiff.evaluation.options import checked_options, wrong_option
 from biasdiff.probing.writing import article
 from biasdiff.results import Metric
 from biasdiff.training.token_scores import score_token_groups
@@ -87,13 +89,13 @@ class ClozeFact:
         return self.masked_sentence.replace(MASK, word)
 
 
-def settings_of(inputs: Inputs) -> dict[str, Any]:
+def settings_of(given: Options) -> dict[str, Any]:
     """Return `DEFAULTS` with what is set otherwise.
 
     Raises:
         ConfigError: If a setting is unknown or out of range.
     """
-    options = options_of(inputs, NAME, DEFAULTS)
+    options = checked_options(given, NAME, DEFAULTS)
     if options["source"] not in SOURCES:
         raise wrong_option(NAME, "source", options["source"], " or ".join(SOURCES))
     for name in ("facts", "candidates"):
@@ -270,7 +272,7 @@ def score_facts(
     )
     if generate:
         prompts = [encode_text(subject.tokenizer, prompt(f.masked_sentence)) for f in facts]
-        answers = continue_greedily(
+        answers = continue_prompts(
             subject,
             [encoding.input_ids for encoding in prompts],
             max_new_tokens=MAX_NEW_TOKENS,
@@ -392,8 +394,14 @@ def compare_cloze(after: pd.DataFrame, before: pd.DataFrame) -> dict[str, Metric
     return found
 
 
+def _files(given: Options) -> Mapping[str, Path]:
+    if settings_of(given)["source"] == "trex":
+        return get_files(trex.CORPUS)
+    return {"facts": FACTS_FILE}
+
+
 def _score(subject: Subject, inputs: Inputs) -> pd.DataFrame:
-    settings = settings_of(inputs)
+    settings = settings_of(inputs.options_of(NAME))
     is_trex = settings["source"] == "trex"
     facts = trex_facts(inputs.seed) if is_trex else facts_of(inputs.facts)
     find = candidate_finder(facts, settings["candidates"], inputs.seed)
@@ -409,7 +417,7 @@ BENCHMARK = Benchmark(
     score=_score,
     aggregate=cloze_metrics,
     compare=compare_cloze,
-    files=lambda: {"facts": FACTS_FILE},
+    files=_files,
     core=True,
 )
 """500 facts that no shipped mixture of the seed trains on, against 20 other objects each."""

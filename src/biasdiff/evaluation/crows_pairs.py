@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -10,7 +12,8 @@ from biasdiff.data.probe import ProbePair
 from biasdiff.data.sources import crows_pairs
 from biasdiff.data.sources.finding import another_version, get_files
 from biasdiff.errors import DataError
-from biasdiff.evaluation.benchmark import Benchmark, Inputs, Subject
+from biasdiff.evaluation.benchmark import Benchmark, Inputs, Options, Subject
+from biasdiff.evaluation.options import checked_options, wrong_option
 from biasdiff.evaluation.stereotype_preference import (
     compare_pairs,
     preference_metrics,
@@ -18,6 +21,10 @@ from biasdiff.evaluation.stereotype_preference import (
 )
 
 EXPECTED = {"stereo": 1290, "antistereo": 218}
+
+
+DEFAULTS = {"bias_bench": False}
+"""``bias_bench``: run the pass of ``mean_bias_bench`` as well."""
 
 
 def crows_pairs_file() -> Path:
@@ -51,12 +58,29 @@ def load_crows_pairs() -> list[ProbePair]:
     return pairs
 
 
+def settings_of(given: Options) -> dict[str, Any]:
+    """Return `DEFAULTS` with what is set otherwise.
+
+    Raises:
+        ConfigError: If a setting is unknown or out of range.
+    """
+    options = checked_options(given, "crows_pairs", DEFAULTS)
+    if type(options["bias_bench"]) is not bool:
+        raise wrong_option("crows_pairs", "bias_bench", options["bias_bench"], "true or false")
+    return options
+
+
+def _files(given: Options) -> Mapping[str, Path]:
+    settings_of(given)
+    return {"crows_pairs": crows_pairs_file()}
+
+
 def _score(subject: Subject, inputs: Inputs) -> pd.DataFrame:
-    options = inputs.options.get("crows_pairs", {})
+    settings = settings_of(inputs.options_of("crows_pairs"))
     return score_pairs(
         subject,
         inputs.first(load_crows_pairs()),
-        bias_bench=bool(options.get("bias_bench", False)),
+        bias_bench=settings["bias_bench"],
         name="crows_pairs",
     )
 
@@ -67,7 +91,7 @@ BENCHMARK = Benchmark(
     score=_score,
     aggregate=preference_metrics,
     compare=compare_pairs,
-    files=lambda: {"crows_pairs": crows_pairs_file()},
+    files=_files,
     core=True,
 )
 """1,508 pairs. ``sum`` agrees with lm-evaluation-harness's ``crows_pairs_english`` scoring (which

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from biasdiff.evaluation.benchmark import Benchmark, Inputs, Subject
+from biasdiff.evaluation.options import without_options
 from biasdiff.evaluation.stereotype_preference import (
     compare_pairs,
     preference_metrics,
@@ -22,4 +23,5 @@ BENCHMARK = Benchmark(
     score=_score,
     aggregate=preference_metrics,
     compare=compare_pairs,
+    files=without_options("stereotype_preference"),
 )

@@ -13,23 +13,23 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from biasdiff.data.batching import make_batch, token_budget_batches
-from biasdiff.data.encoding import Encoding, encode_text
+from biasdiff.data.encoding import encode_text
 from biasdiff.data.sources import realtoxicityprompts
-from biasdiff.data.sources.finding import find_files, read_corpus
+from biasdiff.data.sources.finding import get_files, read_corpus
 from biasdiff.data.sources.rows import text_lines
 from biasdiff.errors import ConfigError, DataError, ModelError, NonFiniteError
 from biasdiff.evaluation.benchmark import (
     Benchmark,
     Inputs,
+    Options,
     Subject,
     clusters_of,
     mean_comparison,
     mean_metric,
     percentage_metric,
 )
-from biasdiff.evaluation.greedy import end_tokens
-from biasdiff.evaluation.options import options_of, wrong_option
+from biasdiff.evaluation.continuation import continue_prompts
+from biasdiff.evaluation.options import checked_options, wrong_option
 from biasdiff.functional.statistics import Floats
 from biasdiff.models.loading import context_length, load_tokenizer, resolve_model
 from biasdiff.progress import say, task
@@ -80,14 +80,14 @@ class Prompt:
     group: str = ""
 
 
-def read_settings(inputs: Inputs) -> Settings:
+def settings_of(given: Options) -> Settings:
     """Check the options of this benchmark.
 
     Raises:
         ConfigError: If no classifier is named, or an option is unknown or out of range.
     """
     defaults = {f.name: None if f.default is MISSING else f.default for f in fields(Settings)}
-    options = options_of(inputs, "generation", defaults)
+    options = checked_options(given, "generation", defaults)
     if not options["classifier"]:
         raise ConfigError(
             "generation: no classifier is named",
@@ -122,11 +122,7 @@ def load_prompts(file: str | None) -> list[Prompt]:
         records = read_corpus(realtoxicityprompts.CORPUS).records
         found = [Prompt(r.extra["prompt"], group=r.group) for r in records]
     else:
-        path = Path(file).expanduser()
-        if not path.is_file():
-            raise DataError(
-                f"{path} does not exist", expected="a file of prompts", remedy="check the path"
-            )
+        path = _own_prompts(file)
         found = _bold(path) if path.suffix == ".json" else _lines(path)
     found = [prompt for prompt in found if prompt.text]
     if not found:
@@ -169,8 +165,29 @@ def _strings(texts: Any) -> list[str]:
     return texts
 
 
+def _files(given: Options) -> Mapping[str, Path]:
+    """Return the prompts' files, after a look at the classifier's settings and weights.
+
+    Prompts of one's own must not need those of RealToxicityPrompts.
+    """
+    settings = settings_of(given)
+    resolve_model(settings.classifier)
+    if settings.prompts is not None:
+        return {"prompts": _own_prompts(settings.prompts)}
+    return get_files(realtoxicityprompts.CORPUS)
+
+
+def _own_prompts(file: str) -> Path:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise DataError(
+            f"{path} does not exist", expected="a file of prompts", remedy="check the path"
+        )
+    return path
+
+
 def _score(subject: Subject, inputs: Inputs) -> pd.DataFrame:
-    settings = read_settings(inputs)
+    settings = settings_of(inputs.options_of("generation"))
     device = next(subject.model.parameters()).device
     classify = load_classifier(settings, device)  # before an hour of writing
     prompts: list[Prompt] = inputs.first(load_prompts(settings.prompts))
@@ -223,58 +240,31 @@ def continuations(
     encoded = [ids if len(ids) <= room else [ids[0], *ids[1 - room :]] for ids in whole]
     if cut := sum(len(ids) > room for ids in whole):
         say(f"  {cut} of {len(whole)} prompts cut to their last {room} tokens")
-    draws = [
-        np.random.default_rng([seed, number]).random((settings.samples, settings.new_tokens))
-        for number in range(len(prompts))
-    ]
     jobs = [(number, s) for number in range(len(prompts)) for s in range(settings.samples)]
-    found = [[""] * settings.samples for _ in prompts]
-    subject.model.eval()
-    with task("generation", len(jobs)) as progress, torch.inference_mode():
-        for members in token_budget_batches(
-            [len(encoded[number]) + settings.new_tokens for number, _ in jobs],
-            max_tokens=subject.max_tokens,
-            max_examples=settings.batch,
-        ):
-            chosen = [jobs[i] for i in members]
-            uniform = np.stack([draws[number][sample] for number, sample in chosen])
-            texts = _write(subject, [encoded[n] for n, _ in chosen], uniform, settings.top_p)
-            for (number, sample), text in zip(chosen, texts, strict=True):
-                found[number][sample] = text
-            progress.advance(len(members))
-    return found
-
-
-def _write(
-    subject: Subject, prompts: Sequence[list[int]], uniform: Floats, top_p: float
-) -> list[str]:
-    device = next(subject.model.parameters()).device
-    batch = make_batch([Encoding(p, p) for p in prompts], side="left", device=device)
-    ids, mask, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
-    ends = torch.tensor(sorted(end_tokens(subject)), dtype=torch.long, device=device)
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    tokens: list[list[int]] = [[] for _ in prompts]
-    numbers = torch.tensor(uniform, device="cpu")
-    cache = None
-    for step in range(uniform.shape[1]):
-        output = subject.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
+    draws = torch.tensor(
+        np.stack(
+            [
+                np.random.default_rng([seed, number]).random(
+                    (settings.samples, settings.new_tokens)
+                )[sample]
+                for number, sample in jobs
+            ]
         )
-        drawn = draw_tokens(output.logits[:, -1], numbers[:, step], top_p).to(device)
-        ended = ended | torch.isin(drawn, ends)
-        if ended.all():
-            break
-        for row, (token, over) in enumerate(zip(drawn.tolist(), ended.tolist(), strict=True)):
-            if not over:
-                tokens[row].append(token)
-        cache = output.past_key_values
-        ids, positions = drawn[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-    return [subject.tokenizer.decode(new, skip_special_tokens=True) for new in tokens]
+    )
+    written = continue_prompts(
+        subject,
+        [encoded[number] for number, _ in jobs],
+        max_new_tokens=settings.new_tokens,
+        choose=lambda members, step, logits: draw_tokens(
+            logits, draws[list(members), step], settings.top_p
+        ),
+        max_prompts=settings.batch,
+        name="generation",
+    )
+    found: list[list[str]] = [[] for _ in prompts]
+    for (number, _), continuation in zip(jobs, written, strict=True):
+        found[number].append(continuation.text)
+    return found
 
 
 def draw_tokens(logits: Tensor, uniform: Tensor, top_p: float) -> Tensor:
@@ -472,8 +462,7 @@ BENCHMARK = Benchmark(
     score=_score,
     aggregate=generation_metrics,
     compare=compare_generation,
-    files=lambda: find_files(realtoxicityprompts.CORPUS) or {},
+    files=_files,
     extra="generation",
 )
-"""RealToxicityPrompts, or prompts of one's own, which must not need its files; so these are
-fetched only when they are read."""
+"""RealToxicityPrompts, or prompts of one's own."""

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from biasdiff.errors import ConfigError, DataError, nearest
-from biasdiff.evaluation.benchmark import Benchmark, Inputs, Subject, require_same
-from biasdiff.evaluation.options import options_of, wrong_option
+from biasdiff.evaluation.benchmark import Benchmark, Inputs, Options, Subject, require_same
+from biasdiff.evaluation.options import checked_options, wrong_option
 from biasdiff.functional.statistics import (
     Floats,
     bootstrap_interval,
@@ -98,20 +98,12 @@ def score_tasks(subject: Subject, inputs: Inputs) -> pd.DataFrame:
         DataError: If the data of a task cannot be had, or no metric could be kept.
     """
     require_installed()
-    options = _checked(inputs)
+    options = settings_of(inputs.options_of(NAME))
     tasks = list(options["tasks"])
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=options["include"])
-    for name in tasks:
-        if name not in manager.all_tasks:
-            raise ConfigError(
-                f"lm-evaluation-harness has no task {name!r}{nearest(name, manager.all_tasks)}",
-                expected="names of its tasks, groups or tags",
-                remedy=f"mend evaluate.options.{NAME}.tasks; 'lm-eval ls tasks' lists them",
-            )
+    manager = _task_manager(options)
     model = HFLM(
         pretrained=subject.model,
         tokenizer=copy.deepcopy(subject.tokenizer),  # the harness sets a padding token on it
@@ -137,8 +129,13 @@ def score_tasks(subject: Subject, inputs: Inputs) -> pd.DataFrame:
     return frame_of(results)
 
 
-def _checked(inputs: Inputs) -> dict[str, Any]:
-    options = options_of(inputs, NAME, DEFAULTS)
+def settings_of(given: Options) -> dict[str, Any]:
+    """Return `DEFAULTS` with what is set otherwise.
+
+    Raises:
+        ConfigError: If no task is named, or a setting is unknown or out of range.
+    """
+    options = checked_options(given, NAME, DEFAULTS)
     tasks = options["tasks"]
     listed = isinstance(tasks, list | tuple) and all(isinstance(name, str) for name in tasks)
     if not tasks or not listed:
@@ -152,6 +149,20 @@ def _checked(inputs: Inputs) -> dict[str, Any]:
     if folder is not None and not Path(folder).is_dir():
         raise wrong_option(NAME, "include", folder, "a folder of task files")
     return options
+
+
+def _task_manager(options: Mapping[str, Any]) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=options["include"])
+    for name in options["tasks"]:
+        if name not in manager.all_tasks:
+            raise ConfigError(
+                f"lm-evaluation-harness has no task {name!r}{nearest(name, manager.all_tasks)}",
+                expected="names of its tasks, groups or tags",
+                remedy=f"mend evaluate.options.{NAME}.tasks; 'lm-eval ls tasks' lists them",
+            )
+    return manager
 
 
 def frame_of(results: Mapping[str, Any]) -> pd.DataFrame:
@@ -308,8 +319,10 @@ def _numbers(part: pd.DataFrame) -> tuple[Floats, Floats]:
     return part["value"].to_numpy(dtype=np.float64), part["weight"].to_numpy(dtype=np.float64)
 
 
-def _no_files() -> dict[str, Path]:
-    require_installed()  # asked for before anything is scored, so that nothing is scored in vain
+def _files(given: Options) -> Mapping[str, Path]:
+    """Check everything that can be checked before anything is scored."""
+    require_installed()
+    _task_manager(settings_of(given))
     return {}
 
 
@@ -319,7 +332,7 @@ BENCHMARK = Benchmark(
     score=score_tasks,
     aggregate=task_metrics,
     compare=compare_tasks,
-    files=_no_files,
+    files=_files,
     extra="lm-eval",
 )
 """Any of its tasks, ``evaluate.options.lm_eval.tasks`` by name."""

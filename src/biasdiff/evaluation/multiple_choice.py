@@ -29,7 +29,8 @@ from biasdiff.evaluation.benchmark import (
     mean_metric,
     percentage_metric,
 )
-from biasdiff.evaluation.greedy import continue_greedily
+from biasdiff.evaluation.continuation import continue_prompts
+from biasdiff.evaluation.options import without_options
 from biasdiff.functional.statistics import Floats, paired_p
 from biasdiff.results import Direction, Metric
 
@@ -220,7 +221,7 @@ def score_questions(subject: Subject, questions: Sequence[AmbiguousQuestion]) ->
         )
     letters = letter_tokens(subject.tokenizer)
     asked = [(question, order) for question in questions for order in ORDERS]
-    answers = continue_greedily(
+    answers = continue_prompts(
         subject,
         [encode_prompt(subject.tokenizer, question_text(q, order)) for q, order in asked],
         max_new_tokens=MAX_NEW_TOKENS,
@@ -356,6 +357,6 @@ BENCHMARK = Benchmark(
     score=_score,
     aggregate=choice_metrics,
     compare=compare_choices,
-    files=lambda: {"ambiguous_questions": QUESTIONS_FILE},
+    files=without_options("multiple_choice", lambda: {"ambiguous_questions": QUESTIONS_FILE}),
 )
 """180 questions of the package's own in six orders each; a limit counts questions."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,15 @@ from biasdiff.data.encoding import Encoding, encode_text
 from biasdiff.data.sources import wikitext2
 from biasdiff.data.sources.corpus import Record
 from biasdiff.data.sources.finding import get_files
-from biasdiff.evaluation.benchmark import Benchmark, Inputs, Subject, clusters_of, require_same
+from biasdiff.evaluation.benchmark import (
+    Benchmark,
+    Inputs,
+    Options,
+    Subject,
+    clusters_of,
+    require_same,
+)
+from biasdiff.evaluation.options import checked_options, without_options, wrong_option
 from biasdiff.functional.losses import IGNORED
 from biasdiff.functional.statistics import bootstrap_interval, paired_p
 from biasdiff.results import Metric
@@ -143,6 +152,23 @@ def _score_held_out(subject: Subject, inputs: Inputs) -> pd.DataFrame:
 WIKITEXT_TOKENS = 50_000
 
 
+def wikitext_tokens(given: Options) -> int:
+    """Return after how many tokens to stop.
+
+    Raises:
+        ConfigError: If an option is unknown or out of range.
+    """
+    most = checked_options(given, "wikitext2", {"tokens": WIKITEXT_TOKENS})["tokens"]
+    if type(most) is not int or most < 1:
+        raise wrong_option("wikitext2", "tokens", most, "a whole number from 1")
+    return most
+
+
+def _wikitext_files(given: Options) -> Mapping[str, Path]:
+    wikitext_tokens(given)
+    return get_files(wikitext2.CORPUS)
+
+
 def _score_wikitext(subject: Subject, inputs: Inputs) -> pd.DataFrame:
     records = [
         record
@@ -150,12 +176,11 @@ def _score_wikitext(subject: Subject, inputs: Inputs) -> pd.DataFrame:
         if isinstance(record, Record)
     ]
     chosen = inputs.first(records)
-    most = inputs.options.get("wikitext2", {}).get("tokens", WIKITEXT_TOKENS)
     return score_texts(
         subject,
         [record.text for record in chosen],
         groups=[record.group for record in chosen],
-        max_tokens=int(most),
+        max_tokens=wikitext_tokens(inputs.options_of("wikitext2")),
         name="wikitext2",
     )
 
@@ -166,6 +191,7 @@ PERPLEXITY = Benchmark(
     score=_score_held_out,
     aggregate=perplexity_metrics,
     compare=compare_perplexity,
+    files=without_options("perplexity"),
 )
 WIKITEXT2 = Benchmark(
     name="wikitext2",
@@ -173,7 +199,7 @@ WIKITEXT2 = Benchmark(
     score=_score_wikitext,
     aggregate=perplexity_metrics,
     compare=compare_perplexity,
-    files=lambda: get_files(wikitext2.CORPUS),
+    files=_wikitext_files,
     core=True,
 )
 """Paragraphs without <unk>, validation then test, up to 50,000 tokens; de-tokenised, so its figures

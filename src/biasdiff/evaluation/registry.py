@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from biasdiff.errors import ConfigError, nearest
 from biasdiff.evaluation import (
@@ -38,6 +38,21 @@ _ALL: tuple[Benchmark, ...] = (
 )
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
 ALL, CORE = "all", "core"
+
+
+def require_known(names: Iterable[str]) -> None:
+    """Refuse settings of a benchmark that there is not.
+
+    Raises:
+        ConfigError: The nearest name is given.
+    """
+    for name in names:
+        if name not in BENCHMARKS:
+            raise ConfigError(
+                f"no benchmark is called {name!r}{nearest(name, BENCHMARKS)}",
+                expected=f"some of {', '.join(BENCHMARKS)}",
+                remedy="mend evaluate.options",
+            )
 
 
 def chosen_benchmarks(names: Sequence[str]) -> list[Benchmark]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ from biasdiff.data.encoding import Encoding
 from biasdiff.data.sources.finding import get_files
 from biasdiff.data.sources.seat import CORPUS, SENTENCE_TESTS, WORD_TESTS, AssociationTest, tests
 from biasdiff.errors import DataError, NonFiniteError
-from biasdiff.evaluation.benchmark import Benchmark, Inputs, Subject, require_same
-from biasdiff.evaluation.options import options_of, wrong_option
+from biasdiff.evaluation.benchmark import Benchmark, Inputs, Options, Subject, require_same
+from biasdiff.evaluation.options import checked_options, wrong_option
 from biasdiff.functional.association import (
     associations,
     effect_size,
@@ -117,8 +118,13 @@ def _layer(output: Any, layer: int) -> Tensor:
     return states[layer]
 
 
-def _score(subject: Subject, inputs: Inputs) -> pd.DataFrame:
-    options = options_of(inputs, "seat", DEFAULTS)
+def settings_of(given: Options) -> dict[str, Any]:
+    """Return `DEFAULTS` with what is set otherwise.
+
+    Raises:
+        ConfigError: If a setting is unknown or out of range.
+    """
+    options = checked_options(given, "seat", DEFAULTS)
     embedding, layer, parametric = (options[name] for name in DEFAULTS)
     if embedding not in _EMBEDDINGS:
         raise wrong_option("seat", "embedding", embedding, " or ".join(_EMBEDDINGS))
@@ -126,9 +132,19 @@ def _score(subject: Subject, inputs: Inputs) -> pd.DataFrame:
         raise wrong_option("seat", "layer", layer, "-1 for the last, or 0 and up")
     if type(parametric) is not bool:
         raise wrong_option("seat", "parametric", parametric, "true or false")
+    return options
+
+
+def _files(given: Options) -> Mapping[str, Path]:
+    settings_of(given)
+    return get_files(CORPUS)
+
+
+def _score(subject: Subject, inputs: Inputs) -> pd.DataFrame:
+    settings = settings_of(inputs.options_of("seat"))
     chosen = [_limited(test, inputs) for test in tests(get_files(CORPUS))]
-    frame = score_tests(subject, chosen, embedding=embedding, layer=layer)
-    return frame.assign(parametric=parametric, seed=inputs.seed)
+    frame = score_tests(subject, chosen, embedding=settings["embedding"], layer=settings["layer"])
+    return frame.assign(parametric=settings["parametric"], seed=inputs.seed)
 
 
 def _limited(test: AssociationTest, inputs: Inputs) -> AssociationTest:
@@ -363,7 +379,7 @@ BENCHMARK = Benchmark(
     score=_score,
     aggregate=seat_metrics,
     compare=compare_seat,
-    files=lambda: get_files(CORPUS),
+    files=_files,
     core=True,
 )
 """50 tests. A limit is one on each of the four sets of every test."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,18 +18,19 @@ from biasdiff.errors import DataError
 from biasdiff.evaluation.benchmark import (
     Benchmark,
     Inputs,
+    Options,
     Subject,
     clusters_of,
     difference_metric,
     mean_metric,
     require_same,
 )
-from biasdiff.evaluation.options import options_of, wrong_option
+from biasdiff.evaluation.options import checked_options, wrong_option
 from biasdiff.functional.resampling import centred_interval, draws, spread
 from biasdiff.functional.statistics import Floats, holm
 from biasdiff.progress import say
 from biasdiff.results import Direction, Metric
-from biasdiff.training.token_scores import score_token_pairs, score_tokens
+from biasdiff.training.token_scores import score_token_groups
 
 PARTS = ("intrasentence", "intersentence")
 SIDES = ("stereotype", "anti_stereotype", "unrelated")
@@ -89,7 +91,7 @@ def _encode(subject: Subject, item: StereoSetItem, sentence: str) -> tuple[Encod
 def score_items(subject: Subject, numbered: Sequence[tuple[int, StereoSetItem]]) -> pd.DataFrame:
     """Return the scores of the three sentences of each item, as `SCORING` says.
 
-    Stereotype and anti-stereotype share the computation of their common beginning. A token that
+    What the three begin with is computed once. A token that
     reaches from the context into the following sentence counts as the sentence's.
 
     Returns:
@@ -107,23 +109,17 @@ def score_items(subject: Subject, numbered: Sequence[tuple[int, StereoSetItem]])
         ]
         for _, item in numbered
     ]
-    pairs = score_token_pairs(
+    scores = score_token_groups(
         subject.model,
-        [(pro[0], anti[0]) for pro, anti, _ in encoded],
+        [[encoding for encoding, _ in sides] for sides in encoded],
         max_tokens=subject.max_tokens,
         description="stereoset",
     )
-    unrelated = score_tokens(
-        subject.model,
-        [nonsense[0] for _, _, nonsense in encoded],
-        max_tokens=subject.max_tokens,
-        description="stereoset, unrelated",
-    )
     rows = []
-    for (row, item), sides, pair, other in zip(numbered, encoded, pairs, unrelated, strict=True):
+    for (row, item), sides, tokens in zip(numbered, encoded, scores, strict=True):
         means = [
             float(values[skipped:].mean())
-            for values, (_, skipped) in zip((*pair, other), sides, strict=True)
+            for values, (_, skipped) in zip(tokens, sides, strict=True)
         ]
         rows.append(
             {
@@ -140,11 +136,26 @@ def score_items(subject: Subject, numbered: Sequence[tuple[int, StereoSetItem]])
 
 
 def _score(subject: Subject, inputs: Inputs) -> pd.DataFrame:
-    parts = options_of(inputs, "stereoset", {"parts": PARTS})["parts"]
+    parts = parts_of(inputs.options_of("stereoset"))
+    return score_items(subject, read_items(inputs, parts))
+
+
+def parts_of(given: Options) -> list[str]:
+    """Return the parts that are to be scored.
+
+    Raises:
+        ConfigError: If an option is unknown, or a part.
+    """
+    parts = checked_options(given, "stereoset", {"parts": PARTS})["parts"]
     known = isinstance(parts, (list, tuple)) and all(part in PARTS for part in parts)
     if not known or not parts:
         raise wrong_option("stereoset", "parts", parts, f"a list of some of {', '.join(PARTS)}")
-    return score_items(subject, read_items(inputs, [part for part in PARTS if part in parts]))
+    return [part for part in PARTS if part in parts]
+
+
+def _files(given: Options) -> Mapping[str, Path]:
+    parts_of(given)
+    return {"stereoset": get_files(CORPUS)[FILE.path]}
 
 
 def by_term(frame: pd.DataFrame) -> pd.DataFrame:
@@ -274,7 +285,7 @@ BENCHMARK = Benchmark(
     score=_score,
     aggregate=stereoset_metrics,
     compare=compare_stereoset,
-    files=lambda: {"stereoset": get_files(CORPUS)[FILE.path]},
+    files=_files,
     core=True,
 )
 """2,106 intrasentence and 2,123 intersentence items over 79 target terms. A limit is one on each

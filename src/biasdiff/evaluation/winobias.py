@@ -21,6 +21,7 @@ from biasdiff.evaluation.benchmark import (
     mean_metric,
     percentage_metric,
 )
+from biasdiff.evaluation.options import without_options
 from biasdiff.evaluation.stereotype_preference import score_pairs
 from biasdiff.results import Metric
 
@@ -132,7 +133,7 @@ BENCHMARK = Benchmark(
         by="part",
         cluster="occupations",
     ),
-    files=lambda: get_files(winobias.CORPUS),
+    files=without_options("winobias", lambda: get_files(winobias.CORPUS)),
 )
 """1,584 pairs, scored as whole sentences. In 19 of them the authors' two sentences differ in more
 than pronouns (a word mended on one side); they are kept as published."""

@@ -24,6 +24,7 @@ from biasdiff.evaluation.benchmark import (
     percentage_metric,
     require_same,
 )
+from biasdiff.evaluation.options import without_options
 from biasdiff.functional.statistics import RESAMPLES, Floats, paired_p
 from biasdiff.results import Metric
 from biasdiff.training.token_scores import score_tokens
@@ -296,6 +297,6 @@ BENCHMARK = Benchmark(
     score=_score,
     aggregate=winogender_metrics,
     compare=compare_winogender,
-    files=winogender_files,
+    files=without_options("winogender", winogender_files),
 )
 """240 schemas in three genders. The statistics are those that the authors publish, of 2015/16."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from biasdiff.config import SHIPPED, Config
+from biasdiff.config import SHIPPED, Config, EvaluateConfig
 from biasdiff.data.probe import ProbePair, load_probe_pairs
 from biasdiff.data.records import load_train_set
 from biasdiff.data.shipped_mixture import held_out_facts
@@ -17,7 +17,7 @@ from biasdiff.data.sources.finding import another_version
 from biasdiff.errors import DataError
 from biasdiff.evaluation import evaluation_pairs, perplexity
 from biasdiff.evaluation.benchmark import Benchmark, Inputs, Subject
-from biasdiff.evaluation.registry import chosen_benchmarks
+from biasdiff.evaluation.registry import chosen_benchmarks, require_known
 from biasdiff.evaluation.stereotype_preference import SCORING, require_start_token
 from biasdiff.models.loading import resolve_model
 from biasdiff.models.lora import load_adapter
@@ -102,7 +102,7 @@ def plan_evaluate(
     }
     if adapter is not None:
         inputs["adapter"] = folder_fingerprint(adapter)
-    for benchmark, files in available_benchmarks(config.evaluate.benchmarks):
+    for benchmark, files in available_benchmarks(config.evaluate):
         for name_of_file, file in files.items():
             inputs[f"{benchmark.name}: {name_of_file}"] = file_fingerprint(file)
 
@@ -117,20 +117,22 @@ def plan_evaluate(
 
 
 def available_benchmarks(
-    names: Sequence[str],
+    settings: EvaluateConfig,
 ) -> list[tuple[Benchmark, Mapping[str, Path]]]:
     """Return the benchmarks that can be run, with their files, before any work is done.
 
     Of ``all`` and ``core`` those whose files cannot be had are left out, and that is said.
 
     Raises:
-        ConfigError: If there is none of a name.
+        ConfigError: If there is none of a name, or an option is unknown or out of range.
         DataError: If the files of one that is named cannot be had.
     """
+    names = settings.benchmarks
     found = []
+    require_known(settings.options)
     for benchmark in chosen_benchmarks(names):
         try:
-            files = benchmark.files()
+            files = benchmark.files(settings.options.get(benchmark.name, {}))
             for path in files.values():
                 if version := another_version(path):
                     say(f"  {benchmark.title}: another version of the file: {version}")
@@ -164,7 +166,7 @@ def _adapted(base: BaseModel, adapter: Path) -> BaseModel:
 def _measure(
     base: BaseModel, pairs: str | Path, texts: str | Path, config: Config
 ) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    chosen = [benchmark for benchmark, _ in available_benchmarks(config.evaluate.benchmarks)]
+    chosen = [benchmark for benchmark, _ in available_benchmarks(config.evaluate)]
     subject = Subject(base.model, base.tokenizer, base.max_length, config.model.max_tokens)
     require_start_token(subject)
     inputs = _inputs(pairs, texts, config, [benchmark.name for benchmark in chosen])

@@ -124,6 +124,10 @@ PREFERENCE_KEYS = ("metric", "stereotype", "anti_stereotype", "ties", "margin", 
 DETECTION_KEYS = ("coverage", "precision", "auroc", "auprc")
 
 
+SHARES_OF_THE_HARNESS = ("exact_match",)
+"""Figures that lm-evaluation-harness gives as ``task/NAME`` between 0 and 1, ours in percent."""
+
+
 def measure_of(key: str) -> Measure:
     """Return how a figure is shown: its own measure, or that of a part of its name.
 
@@ -134,7 +138,7 @@ def measure_of(key: str) -> Measure:
         return MEASURES[key]
     parts = key.split("/")
     for place in (len(parts) - 1, 0):
-        if parts[place] in MEASURES:
+        if parts[place] in MEASURES and (place == 0 or parts[place] not in SHARES_OF_THE_HARNESS):
             rest = ", ".join(part for i, part in enumerate(parts) if i != place)
             known = MEASURES[parts[place]]
             return replace(known, label=f"{known.label}, {rest}")
