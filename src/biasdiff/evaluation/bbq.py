@@ -23,8 +23,8 @@ from biasdiff.evaluation.benchmark import (
     mean_metric,
     percentage_metric,
     require_same,
+    without_options,
 )
-from biasdiff.evaluation.options import without_options
 from biasdiff.functional.statistics import Floats, holm
 from biasdiff.functional.token_alignment import shared_prefix
 from biasdiff.progress import say

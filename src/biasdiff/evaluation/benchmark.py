@@ -22,10 +22,8 @@ from biasdiff.functional.statistics import (
     proportion_interval,
     standard_error,
 )
+from biasdiff.options import Options, checked_options
 from biasdiff.results import Direction, Metric
-
-Options = Mapping[str, Any]
-"""Settings of one benchmark, by name, as they were given."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +102,18 @@ class Benchmark:
     files: Callable[[Options], Mapping[str, Path]] = dict
     core: bool = False
     extra: str = ""
+
+
+def without_options(
+    benchmark: str, files: Callable[[], Mapping[str, Path]] = dict
+) -> Callable[[Options], Mapping[str, Path]]:
+    """Return the ``files`` of a benchmark that has no options and refuses any that is given."""
+
+    def checked_files(given: Options) -> Mapping[str, Path]:
+        checked_options(given, benchmark, {})
+        return files()
+
+    return checked_files
 
 
 def mean_metric(

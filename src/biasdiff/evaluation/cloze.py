@@ -26,7 +26,6 @@ from biasdiff.evaluation.answers import holds, is_exact
 from biasdiff.evaluation.benchmark import (
     Benchmark,
     Inputs,
-    Options,
     Subject,
     clusters_of,
     mean_comparison,
@@ -35,7 +34,7 @@ from biasdiff.evaluation.benchmark import (
     require_same,
 )
 from biasdiff.evaluation.continuation import continue_prompts
-from biasdiff.evaluation.options import checked_options, wrong_option
+from biasdiff.options import Options, checked_options, wrong_option
 from biasdiff.probing.writing import article
 from biasdiff.results import Metric
 from biasdiff.training.token_scores import score_token_groups

@@ -12,13 +12,13 @@ from biasdiff.data.probe import ProbePair
 from biasdiff.data.sources import crows_pairs
 from biasdiff.data.sources.finding import another_version, get_files
 from biasdiff.errors import DataError
-from biasdiff.evaluation.benchmark import Benchmark, Inputs, Options, Subject
-from biasdiff.evaluation.options import checked_options, wrong_option
+from biasdiff.evaluation.benchmark import Benchmark, Inputs, Subject
 from biasdiff.evaluation.stereotype_preference import (
     compare_pairs,
     preference_metrics,
     score_pairs,
 )
+from biasdiff.options import Options, checked_options, wrong_option
 
 EXPECTED = {"stereo": 1290, "antistereo": 218}
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from biasdiff.evaluation.benchmark import Benchmark, Inputs, Subject
-from biasdiff.evaluation.options import without_options
+from biasdiff.evaluation.benchmark import Benchmark, Inputs, Subject, without_options
 from biasdiff.evaluation.stereotype_preference import (
     compare_pairs,
     preference_metrics,

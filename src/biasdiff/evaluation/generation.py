@@ -21,7 +21,6 @@ from biasdiff.errors import ConfigError, DataError, ModelError, NonFiniteError
 from biasdiff.evaluation.benchmark import (
     Benchmark,
     Inputs,
-    Options,
     Subject,
     clusters_of,
     mean_comparison,
@@ -29,9 +28,9 @@ from biasdiff.evaluation.benchmark import (
     percentage_metric,
 )
 from biasdiff.evaluation.continuation import continue_prompts
-from biasdiff.evaluation.options import checked_options, wrong_option
 from biasdiff.functional.statistics import Floats
 from biasdiff.models.loading import context_length, load_tokenizer, resolve_model
+from biasdiff.options import Options, checked_options, wrong_option
 from biasdiff.progress import say, task
 from biasdiff.results import Metric
 

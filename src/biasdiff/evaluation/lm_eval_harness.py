@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from biasdiff.errors import ConfigError, DataError, nearest
-from biasdiff.evaluation.benchmark import Benchmark, Inputs, Options, Subject, require_same
-from biasdiff.evaluation.options import checked_options, wrong_option
+from biasdiff.evaluation.benchmark import Benchmark, Inputs, Subject, require_same
 from biasdiff.functional.statistics import (
     Floats,
     bootstrap_interval,
@@ -25,6 +24,7 @@ from biasdiff.functional.statistics import (
     mcnemar,
     paired_p,
 )
+from biasdiff.options import Options, checked_options, wrong_option
 from biasdiff.progress import say
 from biasdiff.results import Direction, Metric
 

@@ -28,9 +28,9 @@ from biasdiff.evaluation.benchmark import (
     mean_comparison,
     mean_metric,
     percentage_metric,
+    without_options,
 )
 from biasdiff.evaluation.continuation import continue_prompts
-from biasdiff.evaluation.options import without_options
 from biasdiff.functional.statistics import Floats, paired_p
 from biasdiff.results import Direction, Metric
 

@@ -17,14 +17,14 @@ from biasdiff.data.sources.finding import get_files
 from biasdiff.evaluation.benchmark import (
     Benchmark,
     Inputs,
-    Options,
     Subject,
     clusters_of,
     require_same,
+    without_options,
 )
-from biasdiff.evaluation.options import checked_options, without_options, wrong_option
 from biasdiff.functional.losses import IGNORED
 from biasdiff.functional.statistics import bootstrap_interval, paired_p
+from biasdiff.options import Options, checked_options, wrong_option
 from biasdiff.results import Metric
 from biasdiff.training.token_scores import score_tokens
 

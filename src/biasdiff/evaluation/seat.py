@@ -22,8 +22,7 @@ from biasdiff.data.encoding import Encoding
 from biasdiff.data.sources.finding import get_files
 from biasdiff.data.sources.seat import CORPUS, SENTENCE_TESTS, WORD_TESTS, AssociationTest, tests
 from biasdiff.errors import DataError, NonFiniteError
-from biasdiff.evaluation.benchmark import Benchmark, Inputs, Options, Subject, require_same
-from biasdiff.evaluation.options import checked_options, wrong_option
+from biasdiff.evaluation.benchmark import Benchmark, Inputs, Subject, require_same
 from biasdiff.functional.association import (
     associations,
     effect_size,
@@ -35,6 +34,7 @@ from biasdiff.functional.association import (
 from biasdiff.functional.losses import IGNORED
 from biasdiff.functional.resampling import bootstrap_p, centred_interval, draws, spread
 from biasdiff.functional.statistics import Floats, holm
+from biasdiff.options import Options, checked_options, wrong_option
 from biasdiff.progress import task
 from biasdiff.results import Metric
 

@@ -18,16 +18,15 @@ from biasdiff.errors import DataError
 from biasdiff.evaluation.benchmark import (
     Benchmark,
     Inputs,
-    Options,
     Subject,
     clusters_of,
     difference_metric,
     mean_metric,
     require_same,
 )
-from biasdiff.evaluation.options import checked_options, wrong_option
 from biasdiff.functional.resampling import centred_interval, draws, spread
 from biasdiff.functional.statistics import Floats, holm
+from biasdiff.options import Options, checked_options, wrong_option
 from biasdiff.progress import say
 from biasdiff.results import Direction, Metric
 from biasdiff.training.token_scores import score_token_groups

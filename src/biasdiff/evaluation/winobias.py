@@ -20,8 +20,8 @@ from biasdiff.evaluation.benchmark import (
     mean_comparison,
     mean_metric,
     percentage_metric,
+    without_options,
 )
-from biasdiff.evaluation.options import without_options
 from biasdiff.evaluation.stereotype_preference import score_pairs
 from biasdiff.results import Metric
 

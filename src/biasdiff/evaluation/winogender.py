@@ -23,8 +23,8 @@ from biasdiff.evaluation.benchmark import (
     mean_metric,
     percentage_metric,
     require_same,
+    without_options,
 )
-from biasdiff.evaluation.options import without_options
 from biasdiff.functional.statistics import RESAMPLES, Floats, paired_p
 from biasdiff.results import Metric
 from biasdiff.training.token_scores import score_tokens
