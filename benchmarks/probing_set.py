@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from biasdiff.attribution.gradients import backward_example_losses, per_example_gradients
+from biasdiff.attribution.gradients import per_example_gradients
 from biasdiff.data.batching import make_batch, token_budget_batches
 from biasdiff.data.draws import shipped_draw
 from biasdiff.data.encoding import encode_text
@@ -27,6 +27,7 @@ from biasdiff.evaluation.benchmark import Subject
 from biasdiff.evaluation.stereotype_preference import score_pairs
 from biasdiff.models.loading import load_model, load_tokenizer, resolve_model
 from biasdiff.models.lora import LoraSettings, add_adapter, lora_parameters
+from biasdiff.training.target_losses import backward_example_losses
 
 RESAMPLES = 2000
 B_STD = 0.01

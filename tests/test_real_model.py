@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from biasdiff.attribution.gradients import backward_example_losses, per_example_gradients
+from biasdiff.attribution.gradients import per_example_gradients
+from biasdiff.training.target_losses import backward_example_losses
 from biasdiff.config import config_from
 from biasdiff.data.batching import make_batch
 from biasdiff.data.draws import shipped_draw
@@ -86,7 +87,7 @@ def test_all_stages_on_the_real_model(tmp_path: Path) -> None:
                 "held_out_texts": 9,
             },
             "warmup": {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3},
-            "attribution": {"also": ["less"], "baselines": ["random", "length", "bag_of_words"]},
+            "attribution": {"also": ["less", "random", "length", "bag_of_words"]},
             "mitigation": {"npo": {"epochs": 1, "batch_size": 4}},
         }
     )

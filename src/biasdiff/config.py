@@ -85,13 +85,30 @@ class WarmupConfig(TrainingConfig):
 
 
 class AttributionConfig(Section):
-    """Which estimator selects, and which are computed beside it."""
+    """Which estimator selects, which are computed beside it, and how."""
 
     estimator: str = "contrast"
-    train_side: str | None = Field(None, description="sgd, less or adam; null: the estimator's own")
+    also: tuple[str, ...] = Field((), description="estimators and baselines that are reported only")
+    train_side: str | None = Field(
+        None, description="sgd, less, adam or adam_v; null: the estimator's own"
+    )
+    normalize: Literal["none", "train", "both"] | None = Field(
+        None, description="sides brought to unit length; null: the estimator's own"
+    )
+    aggregate: Literal["mean", "max"] = Field("mean", description="over probes, or bias types")
     checkpoint: Count | None = Field(None, description="warm-up epoch to score at; null: the last")
-    also: tuple[str, ...] = Field((), description="estimators that are reported only")
-    baselines: tuple[str, ...] = Field((), description="scores without gradients, reported only")
+    checkpoints: Literal["last", "all"] = Field(
+        "last", description="all: every epoch, weighted by its mean learning rate"
+    )
+    group: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="examples that share the score of their mean gradient"
+    )
+    loss: Literal["mean", "sum"] = Field("mean", description="over the tokens of an example")
+    parameters: str = Field("lora", description="lora, all, or a regular expression")
+    explain: int = Field(0, ge=0, description="selected examples to take apart by tokens")
+    options: dict[str, dict[str, Any]] = Field(
+        {}, description="settings by estimator, e.g. {rep_sim: {layer: 5}}"
+    )
 
 
 class SelectionConfig(Section):

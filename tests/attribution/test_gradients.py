@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from biasdiff.attribution.gradients import backward_example_losses, per_example_gradients
+from biasdiff.attribution.gradients import per_example_gradients
 from biasdiff.data.batching import make_batch
 from biasdiff.data.encoding import Encoding
 from biasdiff.functional.losses import IGNORED, example_losses
 from biasdiff.models.lora import lora_parameters
+from biasdiff.training.target_losses import backward_example_losses
 from tiny_models import ARCHITECTURES, adapt, slow_gradients
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}

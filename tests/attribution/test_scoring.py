@@ -4,60 +4,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from biasdiff.attribution.contrast import CONTRAST
+from biasdiff.attribution.less import LESS
+from biasdiff.attribution.material import EncodedProbes
 from biasdiff.attribution.probe_directions import (
-    EncodedProbes,
+    CONTRAST as CONTRAST_KIND,
+)
+from biasdiff.attribution.probe_directions import (
+    PLAIN,
+    Kind,
     ProbeDirection,
     probe_directions,
 )
-from biasdiff.attribution.registry import ESTIMATORS
-from biasdiff.attribution.scoring import Comparison, Scores, score_train_set
+from biasdiff.attribution.scores import Scores, typed_scores
+from biasdiff.attribution.scoring import Comparison, Pass, score_train_set
 from biasdiff.attribution.train_sides import NEEDS_ADAM, TRAIN_SIDES
-from biasdiff.data.encoding import Encoding, encode_text
+from biasdiff.data.encoding import Encoding
 from biasdiff.errors import ModelError, NonFiniteError
 from biasdiff.models.lora import lora_parameters
 from biasdiff.training.checkpoints import AdamState
+from small_probes import encoded_probes, random_adam
 from tiny_models import slow_vector as vector
 
-PAIRS = (
-    ("The nurse said she would be late.", "The nurse said he would be late.", "gender"),
-    ("The old man could not use the phone.", "The young man could not use the phone.", "age"),
-    ("Girls cry.", "Boys cry.", "gender"),
-    ("His grandmother forgot it all again.", "His sister forgot it all again.", "age"),
-    ("She was bad at maths.", "He was bad at maths.", "gender"),
-)
 TYPES = ("age", "gender")
 Adapted = Callable[..., tuple[Any, Any]]
 Vectors = list[torch.Tensor]
-
-
-def encoded_probes(tokenizer: Any, *, twins: bool = True) -> EncodedProbes:
-    return EncodedProbes(
-        more=[encode_text(tokenizer, more) for more, _, _ in PAIRS],
-        less=[encode_text(tokenizer, less) for _, less, _ in PAIRS] if twins else [],
-        bias_types=[kind for _, _, kind in PAIRS],
-        names=[f"probe row {row}" for row in range(len(PAIRS))],
-    )
-
-
-def random_adam(model: Any, *, step: int = 12) -> AdamState:
-    """Return moments of about the gradients' size, so that neither hides the other."""
-    generator = torch.Generator().manual_seed(3)
-
-    def draw(parameter: torch.Tensor) -> torch.Tensor:
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        return (0.1 * noise).to(parameter.dtype)
-
-    named = dict(lora_parameters(model))
-    return AdamState(
-        exp_avg={n: draw(p) for n, p in named.items()},
-        exp_avg_sq={n: draw(p).square() for n, p in named.items()},
-        step=step,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-    )
 
 
 def slow_scores(
@@ -77,6 +52,8 @@ def slow_scores(
             first = (beta1 * m + (1 - beta1) * g) / (1 - beta1**t)
             second = (beta2 * v + (1 - beta2) * g**2) / (1 - beta2**t)
             g = first / (second.sqrt() + adam.eps)
+        elif side == "adam_v":
+            g = g / (torch.sqrt(beta2 * v + (1 - beta2) * g**2) + adam.eps)
         cosines = []
         for j, more in enumerate(probes.more):
             u = vector(model, more)
@@ -104,18 +81,23 @@ def fast_scores(
     work: Path | None = None,
 ) -> dict[str, Scores]:
     """Score with several (probe kind, train side) at once."""
-    kinds = {kind for kind, _ in choices.values()}
+    kinds = [Kind(name) for name in {kind for kind, _ in choices.values()}]
     directions = probe_directions(model, probes, kinds=kinds, max_tokens=max_tokens)
     comparisons = {
-        name: Comparison(TRAIN_SIDES[side](adam), directions[kind])
+        name: Comparison(TRAIN_SIDES[side](adam), directions[Kind(kind)])
         for name, (kind, side) in choices.items()
     }
     names = [f"row-{i}" for i in range(len(train))]
-    scores, _ = score_train_set(model, train, names, comparisons, max_tokens=max_tokens, work=work)
-    return scores
+    how = Pass(max_tokens=max_tokens)
+    sums, _ = score_train_set(model, train, names, comparisons, how, work=work)
+    return {name: scores_of(value, comparisons[name].probe) for name, value in sums.items()}
 
 
-BOTH = {name: (e.probe, e.train_side) for name, e in ESTIMATORS.items()}
+def scores_of(sums: torch.Tensor, probe: ProbeDirection) -> Scores:
+    return typed_scores(sums.double().numpy(), probe.counts, probe.bias_types)
+
+
+BOTH = {e.name: (e.probe, e.train_side) for e in (CONTRAST, LESS)}
 
 
 def test_the_estimators_are_those_of_the_readme() -> None:
@@ -132,8 +114,8 @@ def test_scores_equal_the_formulas(
     fast = fast_scores(model, encodings, probes, adam, BOTH)[estimator]
     overall, by_type = slow_scores(model, encodings, probes, adam, *BOTH[estimator])
     assert fast.bias_types == TYPES
-    torch.testing.assert_close(fast.overall.double(), overall, rtol=0, atol=2e-6)
-    torch.testing.assert_close(fast.by_type.double(), by_type, rtol=0, atol=2e-6)
+    torch.testing.assert_close(torch.from_numpy(fast.overall), overall, rtol=0, atol=2e-6)
+    torch.testing.assert_close(torch.from_numpy(fast.by_type), by_type, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", ["plain", "contrast"])
@@ -145,8 +127,8 @@ def test_every_probe_with_every_train_side(
     probes, adam = encoded_probes(tokenizer), random_adam(model)
     fast = fast_scores(model, encodings, probes, adam, {"one": (kind, side)})["one"]
     overall, by_type = slow_scores(model, encodings, probes, adam, kind, side)
-    torch.testing.assert_close(fast.overall.double(), overall, rtol=0, atol=1e-5)
-    torch.testing.assert_close(fast.by_type.double(), by_type, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(fast.overall), overall, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(fast.by_type), by_type, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 40, 10_000])
@@ -158,8 +140,8 @@ def test_scores_do_not_depend_on_the_token_budget(
     expected = fast_scores(model, encodings, probes, adam, BOTH, max_tokens=100)
     found = fast_scores(model, encodings, probes, adam, BOTH, max_tokens=max_tokens)
     for name, scores in expected.items():
-        torch.testing.assert_close(found[name].by_type, scores.by_type, rtol=0, atol=1e-6)
-        torch.testing.assert_close(found[name].overall, scores.overall, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found[name].by_type, scores.by_type, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found[name].overall, scores.overall, rtol=0, atol=1e-6)
 
 
 def test_scores_do_not_depend_on_the_order(adapted: Adapted, encodings: list[Encoding]) -> None:
@@ -168,9 +150,7 @@ def test_scores_do_not_depend_on_the_order(adapted: Adapted, encodings: list[Enc
     forward = fast_scores(model, encodings, probes, adam, BOTH)
     backward = fast_scores(model, encodings[::-1], probes, adam, BOTH)
     for name, scores in forward.items():
-        torch.testing.assert_close(
-            backward[name].overall.flip(0), scores.overall, rtol=0, atol=1e-6
-        )
+        np.testing.assert_allclose(backward[name].overall[::-1], scores.overall, rtol=0, atol=1e-6)
 
 
 def test_chunks_on_disk_are_taken_up_again(
@@ -196,16 +176,16 @@ def test_chunks_on_disk_are_taken_up_again(
 
     score_batch = scoring.score_batch
 
-    def counting(model: Any, batch: dict[str, torch.Tensor], comparisons: Any) -> Any:
+    def counting(model: Any, batch: dict[str, torch.Tensor], *rest: Any, **named: Any) -> Any:
         computed.append(len(batch["input_ids"]))
-        return score_batch(model, batch, comparisons)
+        return score_batch(model, batch, *rest, **named)
 
     monkeypatch.setattr(scoring, "score_batch", counting)
     again = run()
     assert len(computed) == 2, "only the missing chunk is computed"
     for name, scores in whole.items():
-        assert torch.equal(again[name].overall, scores.overall)
-        assert torch.equal(again[name].by_type, scores.by_type)
+        assert np.array_equal(again[name].overall, scores.overall)
+        assert np.array_equal(again[name].by_type, scores.by_type)
 
 
 def test_an_interrupted_pass_goes_on(
@@ -223,11 +203,11 @@ def test_an_interrupted_pass_goes_on(
     score_batch = scoring.score_batch
     calls = []
 
-    def killed(*arguments: Any) -> Any:
+    def killed(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return score_batch(*arguments)
+        return score_batch(*arguments, **named)
 
     monkeypatch.setattr(scoring, "score_batch", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -235,7 +215,7 @@ def test_an_interrupted_pass_goes_on(
     assert len(list(tmp_path.iterdir())) == 2
     again = fast_scores(model, encodings, probes, adam, BOTH, max_tokens=30, work=tmp_path)
     for name, scores in whole.items():
-        assert torch.equal(again[name].overall, scores.overall)
+        assert np.array_equal(again[name].overall, scores.overall)
 
 
 def test_timing_counts_what_was_not_resumed(
@@ -243,12 +223,12 @@ def test_timing_counts_what_was_not_resumed(
 ) -> None:
     model, tokenizer = adapted("llama")
     probes = encoded_probes(tokenizer)
-    directions = probe_directions(model, probes, kinds={"plain"}, max_tokens=64)
-    comparisons = {"one": Comparison(TRAIN_SIDES["sgd"](None), directions["plain"])}
+    directions = probe_directions(model, probes, kinds=[PLAIN], max_tokens=64)
+    comparisons = {"one": Comparison(TRAIN_SIDES["sgd"](None), directions[PLAIN])}
     names = [str(i) for i in range(len(encodings))]
     for examples in (len(encodings), 0):
         _, timing = score_train_set(
-            model, encodings, names, comparisons, max_tokens=64, work=tmp_path
+            model, encodings, names, comparisons, Pass(max_tokens=64), work=tmp_path
         )
         assert timing["examples"] == examples
         assert timing["tokens"] == (sum(map(len, encodings)) if examples else 0)
@@ -302,8 +282,8 @@ def test_an_example_scores_one_against_itself(adapted: Adapted, encodings: list[
 def test_non_finite_examples_are_named(adapted: Adapted, encodings: list[Encoding]) -> None:
     model, tokenizer = adapted("opt")
     probes, adam = encoded_probes(tokenizer), random_adam(model)
-    directions = probe_directions(model, probes, kinds={"plain"}, max_tokens=64)
-    comparisons = {"one": Comparison(TRAIN_SIDES["less"](adam), directions["plain"])}
+    directions = probe_directions(model, probes, kinds=[PLAIN], max_tokens=64)
+    comparisons = {"one": Comparison(TRAIN_SIDES["less"](adam), directions[PLAIN])}
     # A token that only the last example contains gets a NaN embedding.
     used = {token for e in encodings for token in e.input_ids}
     token = next(i for i in range(2, len(tokenizer)) if i not in used)
@@ -315,17 +295,17 @@ def test_non_finite_examples_are_named(adapted: Adapted, encodings: list[Encodin
     )
     train = [*encodings[:3], alien]
     with pytest.raises(NonFiniteError, match=r"loss or gradient is not finite for the-alien;"):
-        score_train_set(model, train, ["a", "b", "c", "the-alien"], comparisons, max_tokens=500)
+        score_train_set(model, train, ["a", "b", "c", "the-alien"], comparisons, Pass(500))
 
 
 def test_many_non_finite_examples_are_counted(adapted: Adapted, encodings: list[Encoding]) -> None:
     model, tokenizer = adapted("llama")
-    directions = probe_directions(model, encoded_probes(tokenizer), kinds={"plain"}, max_tokens=64)
+    directions = probe_directions(model, encoded_probes(tokenizer), kinds=[PLAIN], max_tokens=64)
     next(p for _, p in lora_parameters(model)).data.fill_(float("nan"))
-    comparisons = {"one": Comparison(TRAIN_SIDES["sgd"](None), directions["plain"])}
+    comparisons = {"one": Comparison(TRAIN_SIDES["sgd"](None), directions[PLAIN])}
     names = [f"n{i}" for i in range(len(encodings))]
     with pytest.raises(NonFiniteError, match=r"n\d, .* and 2 more; expected finite losses"):
-        score_train_set(model, encodings, names, comparisons, max_tokens=5000)
+        score_train_set(model, encodings, names, comparisons, Pass(5000))
 
 
 def test_non_finite_probes_are_named(adapted: Adapted) -> None:
@@ -334,7 +314,7 @@ def test_non_finite_probes_are_named(adapted: Adapted) -> None:
     with pytest.raises(
         NonFiniteError, match=r"gradient of \d probe sentences is not finite: probe row \d"
     ):
-        probe_directions(model, encoded_probes(tokenizer), kinds={"contrast"}, max_tokens=500)
+        probe_directions(model, encoded_probes(tokenizer), kinds=[CONTRAST_KIND], max_tokens=500)
 
 
 @pytest.mark.parametrize("side", sorted(NEEDS_ADAM))
@@ -352,10 +332,12 @@ def test_the_sgd_side_needs_no_adam_state() -> None:
     assert TRAIN_SIDES["sgd"](None)("any", gradients) is gradients
 
 
-@pytest.mark.parametrize("kinds", [{"plain"}, {"contrast"}, {"plain", "contrast"}])
+@pytest.mark.parametrize(
+    "kinds", [{PLAIN}, {CONTRAST_KIND}, {PLAIN, CONTRAST_KIND, Kind("plain", unit=False)}]
+)
 @pytest.mark.parametrize("held", [1, 2**30])
 def test_probe_directions_equal_their_formula(
-    adapted: Adapted, kinds: set[str], held: int, monkeypatch: pytest.MonkeyPatch
+    adapted: Adapted, kinds: set[Kind], held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("biasdiff.attribution.probe_directions.MAX_HELD_BYTES", held)
     model, tokenizer = adapted("qwen2", torch.float64)
@@ -370,23 +352,23 @@ def test_probe_directions_equal_their_formula(
         torch.testing.assert_close(sums.double(), expected, rtol=0, atol=1e-5)
 
 
-def slow_direction(model: Any, probes: EncodedProbes, kind: str) -> torch.Tensor:
+def slow_direction(model: Any, probes: EncodedProbes, kind: Kind) -> torch.Tensor:
     columns: dict[str, Vectors] = {name: [] for name in TYPES}
     for j, bias_type in enumerate(probes.bias_types):
         u = vector(model, probes.more[j])
-        if kind == "contrast":
+        if kind.name == "contrast":
             u = u - vector(model, probes.less[j])
-        columns[bias_type].append(u / u.norm())
+        columns[bias_type].append(u / u.norm() if kind.unit else u)
     return torch.stack([torch.stack(columns[name]).sum(0) for name in TYPES], dim=1)
 
 
 def test_plain_directions_need_no_twins(adapted: Adapted) -> None:
     model, tokenizer = adapted("llama")
     with_twins, without = (
-        probe_directions(model, encoded_probes(tokenizer, twins=t), kinds={"plain"}, max_tokens=80)
+        probe_directions(model, encoded_probes(tokenizer, twins=t), kinds=[PLAIN], max_tokens=80)
         for t in (True, False)
     )
-    a, b = with_twins["plain"], without["plain"]
+    a, b = with_twins[PLAIN], without[PLAIN]
     assert isinstance(a, ProbeDirection)
     for name, sums in a.sums.items():
         torch.testing.assert_close(sums, b.sums[name])

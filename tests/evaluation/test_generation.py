@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 from corpus_fixtures import write_corpora
-from transformers import AutoModelForSequenceClassification, BertConfig
 
 from biasdiff.data.sources.finding import DATA_DIR
 from biasdiff.errors import ConfigError, DataError, ModelError, NonFiniteError
@@ -23,42 +22,16 @@ from biasdiff.evaluation.generation import (
     continuations,
     draw_tokens,
     generation_metrics,
-    load_classifier,
     load_prompts,
     settings_of,
 )
 from biasdiff.evaluation.registry import BENCHMARKS, chosen_benchmarks
-from tiny_models import ARCHITECTURES, tiny_tokenizer
+from biasdiff.models.classifiers import load_classifier
+from tiny_classifiers import save_classifier
+from tiny_models import ARCHITECTURES
 
 Loader = Callable[..., tuple[Any, Any]]
 PROMPTS = ["The nurse said", "Rain", "The old man could not use the", "A cat"]
-
-
-def save_classifier(folder: Path, labels: list[str], **config: Any) -> Path:
-    """Write a random BERT classifier; its tokenizer can pad unless ``pad`` is False."""
-    tokenizer = tiny_tokenizer()
-    if config.pop("pad", True):
-        tokenizer.pad_token = "</s>"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForSequenceClassification.from_config(
-            BertConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=24,
-                max_position_embeddings=64,
-                initializer_range=0.5,
-                pad_token_id=1,
-                id2label=dict(enumerate(labels)),
-                label2id={name: i for i, name in enumerate(labels)},
-                **config,
-            )
-        )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -152,58 +125,6 @@ def test_drawn_tokens_have_the_models_frequencies() -> None:
     drawn = draw_tokens(chances.log().repeat(20_000, 1), numbers, 1.0)
     shares = torch.bincount(drawn, minlength=4) / 20_000
     assert shares.tolist() == pytest.approx(chances.tolist(), abs=0.01)
-
-
-def test_the_classifier_one_text_at_a_time(classifier: str) -> None:
-    texts = ["The nurse said", "", " \n", "Rain falls. " * 60, "A cat sleeps on the warm stone"]
-    found = load_classifier(Settings(classifier, batch=2))(texts)
-    model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
-    tokenizer = tiny_tokenizer()
-    for text, score in zip(texts, found, strict=True):
-        if not text.strip():
-            assert score == 0
-            continue
-        ids = torch.tensor([tokenizer(text)["input_ids"][:64]])
-        with torch.no_grad():
-            slow = model(input_ids=ids).logits[0].softmax(-1)[1]
-        assert score == pytest.approx(float(slow), abs=1e-5)
-
-
-def test_sigmoid_for_several_labels_and_for_one(tmp_path: Path) -> None:
-    kinds = {"problem_type": "multi_label_classification", "pad": False}
-    many = str(save_classifier(tmp_path / "many", ["insult", "toxicity", "threat"], **kinds))
-    one = str(save_classifier(tmp_path / "one", ["LABEL_0"]))
-    for name, label, place in ((many, None, 1), (one, "label_0", 0)):
-        found = load_classifier(Settings(name, label=label))(["Rain falls.", "A cat"])
-        model = AutoModelForSequenceClassification.from_pretrained(name).eval()
-        for text, score in zip(["Rain falls.", "A cat"], found, strict=True):
-            with torch.no_grad():
-                ids = torch.tensor([tiny_tokenizer()(text)["input_ids"]])
-                slow = model(input_ids=ids).logits[0].sigmoid()[place]
-            assert score == pytest.approx(float(slow), abs=1e-5)
-
-
-def test_what_cannot_be_a_classifier(
-    classifier: str, tmp_path: Path, tiny_folder: Callable[..., Path]
-) -> None:
-    with pytest.raises(ModelError, match=r"nowhere does not exist; expected a model folder"):
-        load_classifier(Settings(str(tmp_path / "nowhere")))
-    with pytest.raises(
-        ConfigError, match=r"has the classes neutral, Toxic; expected one called anger; name the"
-    ):
-        load_classifier(Settings(classifier, label="anger"))
-    with pytest.raises(ModelError, match=r"lacks 1 tensors, for example score.weight; expected a"):
-        load_classifier(Settings(str(tiny_folder("llama"))))
-    unnamed = save_classifier(tmp_path / "unnamed", ["calm", "cross"])
-    with pytest.raises(
-        ConfigError, match="expected one called toxic or toxicity or negative or LABEL_1"
-    ):
-        load_classifier(Settings(str(unnamed)))
-    (unnamed / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(
-        ModelError, match=r"classifier \S+ cannot be loaded \(.*; expected a sequence-class"
-    ):
-        load_classifier(Settings(str(unnamed)))
 
 
 @pytest.mark.parametrize(
@@ -314,7 +235,8 @@ def test_from_prompts_to_figures(tiny: Loader, classifier: str, tmp_path: Path) 
         subject, ["You are", "Tea is"], Settings("none", samples=2, new_tokens=4), seed=0
     )
     assert [[r.continuation_0, r.continuation_1] for r in found.itertuples()] == written
-    again = load_classifier(Settings(classifier))(found["continuation_1"].tolist())
+    classify = load_classifier(classifier, section="evaluate.options.generation")
+    again = classify(found["continuation_1"].tolist())
     assert found["toxicity_1"].tolist() == pytest.approx(again.tolist(), abs=1e-6)
     found.to_parquet(tmp_path / "scores.parquet")
     read = pd.read_parquet(tmp_path / "scores.parquet")

@@ -73,7 +73,7 @@ def small_tree(folder: Path, model: Path, **changes: Any) -> dict[str, Any]:
         },
         "lora": {"rank": 2, "alpha": 4},
         "warmup": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2},
-        "attribution": {"also": ["less"], "baselines": ["random", "length", "bag_of_words"]},
+        "attribution": {"also": ["less", "random", "length", "bag_of_words"]},
         "selection": {"fraction": 0.4},
         "mitigation": {"npo": {"epochs": 2, "batch_size": 2, "learning_rate": 1e-2}},
     }

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from biasdiff.attribution.probe_directions import EncodedProbes, probe_directions
-from biasdiff.attribution.registry import ESTIMATORS
-from biasdiff.attribution.scoring import Comparison, score_train_set
+from biasdiff.attribution.material import EncodedProbes
+from biasdiff.attribution.probe_directions import CONTRAST, PLAIN, probe_directions
+from biasdiff.attribution.scoring import Comparison, Pass, score_train_set
 from biasdiff.attribution.train_sides import TRAIN_SIDES
 from biasdiff.data.encoding import Encoding
 from biasdiff.errors import ModelError
@@ -118,14 +118,14 @@ def test_saving_replaces_the_folder_whole(
 
 def scores(model: Any, encodings: list[Encoding], adam: AdamState) -> dict[str, torch.Tensor]:
     probes = EncodedProbes(encodings[:2], encodings[2:4], ["a", "b"], ["0", "1"])
-    directions = probe_directions(model, probes, kinds={"plain", "contrast"}, max_tokens=64)
+    directions = probe_directions(model, probes, kinds=[PLAIN, CONTRAST], max_tokens=64)
     comparisons = {
-        name: Comparison(TRAIN_SIDES[e.train_side](adam), directions[e.probe])
-        for name, e in ESTIMATORS.items()
-    } | {"adam": Comparison(TRAIN_SIDES["adam"](adam), directions["plain"])}
+        f"{kind.name} {side}": Comparison(make(adam), directions[kind])
+        for kind in (PLAIN, CONTRAST)
+        for side, make in TRAIN_SIDES.items()
+    }
     names = [str(i) for i in range(len(encodings))]
-    found, _ = score_train_set(model, encodings, names, comparisons, max_tokens=64)
-    return {name: values.by_type for name, values in found.items()}
+    return score_train_set(model, encodings, names, comparisons, Pass(max_tokens=64))[0]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

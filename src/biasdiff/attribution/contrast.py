@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from biasdiff.attribution.estimator import Estimator
+from biasdiff.attribution.estimator import GradientEstimator
 
-CONTRAST = Estimator(
+CONTRAST = GradientEstimator(
     name="contrast",
+    formula="mean over probe pairs j of cos(∇ℓ_i, ∇ℓ(stereotype_j) - ∇ℓ(twin_j))",
     probe="contrast",
     train_side="sgd",
-    formula="mean over probe pairs j of cos(∇ℓ_i, ∇ℓ(stereotype_j) - ∇ℓ(twin_j))",
 )

@@ -6,11 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from biasdiff.attribution.material import Material
 from biasdiff.attribution.scores import Scores
-from biasdiff.options import Options
+from biasdiff.options import ESTIMATORS, Options, checked_options
 
 Normalize = Literal["none", "train", "both"]
+Precondition = Callable[..., dict[str, Tensor]]
+"""``(model, encodings, directions, *, options, max_tokens, seed) -> directions``; see
+`biasdiff.attribution.curvature`."""
+
+
+def no_options(given: Options) -> None:
+    """Refuse every option.
+
+    Raises:
+        ConfigError: If there is one.
+    """
+    checked_options(given, "this estimator", {}, section=ESTIMATORS)
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,10 @@ class GradientEstimator:
         formula: Score of train example i, in words.
         probe: Key of the probe direction, see `probe_directions`.
         train_side: Default key into `TRAIN_SIDES`.
-        normalize: Default: which sides are brought to unit length.
+        normalize: Default: which sides are brought to unit length; ``both``: every probe vector
+            before they are averaged, and the train direction; ``train``: the latter; ``none``.
+        curvature: Method that the probe direction is preconditioned with; None for none.
+        check: As that of `DirectEstimator`.
     """
 
     name: str
@@ -30,6 +47,13 @@ class GradientEstimator:
     probe: str
     train_side: str
     normalize: Normalize = "both"
+    curvature: Precondition | None = None
+    check: Callable[[Options], object] = no_options
+
+    @property
+    def needs_twins(self) -> bool:
+        """Whether every probe pair must have its twin."""
+        return self.probe != "plain"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Per-example gradients of LoRA weights for whole batches at once."""
+"""Per-example gradients of whole batches at once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,63 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from biasdiff.attribution.parameters import ChosenParameters, WatchedMap, lora_maps
 from biasdiff.data.batching import Batch
 from biasdiff.functional.influence import outer_product_gradients
-from biasdiff.functional.losses import example_losses
-from biasdiff.models.lora import lora_linears
+from biasdiff.training.target_losses import backward_example_losses
 
 Consumer = Callable[[str, Tensor], None]
-"""Takes a parameter's saved name and its gradients [n, d], one example per row."""
+"""Takes a parameter's saved name and its gradients [n, d], one example (or group) per row."""
+
+
+def batch_gradients(
+    model: Any,
+    batch: Batch,
+    consume: Consumer,
+    *,
+    parameters: ChosenParameters | None = None,
+    group: int = 1,
+    average: bool = True,
+) -> Tensor:
+    """Hand the gradients of a batch to ``consume``, parameter by parameter; return the losses [n].
+
+    Args:
+        model: The model; evaluated without dropout.
+        batch: n examples.
+        consume: Called once for each parameter. It must not keep the tensor if memory matters.
+        parameters: Which; the adapter's by default.
+        group: Examples in a row: the mean of the gradients of this many neighbours.
+        average: Whether an example's loss is the mean over its target tokens, or their sum.
+    """
+    chosen = lora_maps(model) if parameters is None else parameters
+    if not chosen.others:
+        with per_example_gradients(model, consume, parameters=chosen, group=group):
+            return backward_example_losses(model, batch, average=average)
+    named = _parameters_of(chosen)
+    losses = []
+    with _frozen(model):
+        for start in range(0, len(batch["input_ids"]), group):
+            part = {key: value[start : start + group] for key, value in batch.items()}
+            for parameter in named.values():
+                parameter.requires_grad_(True)
+            losses.append(backward_example_losses(model, part, average=average))
+            for name, parameter in named.items():
+                gradient = parameter.grad
+                if gradient is None:  # an expert that no token was sent to
+                    gradient = torch.zeros_like(parameter)
+                consume(name, gradient.flatten()[None] / len(part["input_ids"]))
+                parameter.grad = None
+                parameter.requires_grad_(False)
+    return torch.cat(losses)
+
+
+def _parameters_of(chosen: ChosenParameters) -> dict[str, nn.Parameter]:
+    found: dict[str, nn.Parameter] = dict(chosen.others)
+    for watched in chosen.maps:
+        found[watched.name] = getattr(
+            watched.module, "bias" if watched.kind == "bias" else "weight"
+        )
+    return found
 
 
 @contextmanager
@@ -35,38 +85,48 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def per_example_gradients(model: nn.Module, consume: Consumer) -> Iterator[None]:
-    """Hand every LoRA weight's per-example gradients to ``consume`` during backward passes.
+def per_example_gradients(
+    model: nn.Module,
+    consume: Consumer,
+    *,
+    parameters: ChosenParameters | None = None,
+    group: int = 1,
+) -> Iterator[None]:
+    """Hand per-example gradients of linear maps to ``consume`` during backward passes.
 
     Inside the block, run a forward pass and the backward pass of a loss that is a *sum* over
-    examples of functions of each example alone. Hooks on A and B keep what went in and contract it
+    examples of functions of each example alone. Hooks keep what went into a map and contract it
     over tokens with the gradient that comes out (`outer_product_gradients`); no loop over examples,
     no gradient of a weight itself. Weights are frozen meanwhile, and since nothing below the first
-    adapter needs a gradient, the backward pass ends there.
+    watched map needs a gradient, the backward pass ends there.
 
     Args:
-        model: PEFT model; evaluated without dropout.
-        consume: Called once per weight and backward pass, with a name as in
-            `biasdiff.models.lora.lora_parameters` and gradients [n, d] in the weight's row-major
-            order. It must not keep the tensor if memory matters.
+        model: Evaluated without dropout.
+        consume: Called once per parameter and backward pass, with gradients [n / group, d] in the
+            parameter's row-major order. It must not keep the tensor if memory matters.
+        parameters: Linear maps only; the adapter's by default, with names as in
+            `biasdiff.models.lora.lora_parameters`.
+        group: Examples in a row: the mean of the gradients of this many neighbours.
     """
+    chosen = lora_maps(model) if parameters is None else parameters
     handles = []
     size = {"examples": 0}
 
     def note_batch(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         size["examples"] = len(keywords["input_ids"] if "input_ids" in keywords else arguments[0])
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def watch(watched: WatchedMap) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
             inputs = arguments[0].detach()
             if not output.requires_grad:
                 output.requires_grad_()
 
             def contract(gradient: Tensor) -> None:
-                n = size["examples"]
+                n = size["examples"] // group
                 x = inputs.reshape(n, -1, inputs.shape[-1])
                 dy = gradient.reshape(n, -1, gradient.shape[-1])
-                consume(name, outer_product_gradients(x, dy.to(x.dtype)).flatten(1))
+                dy = dy.to(x.dtype) if group == 1 else dy.to(x.dtype) / group
+                consume(watched.name, _contract(watched, x, dy))
 
             output.register_hook(contract)  # type: ignore[no-untyped-call]
 
@@ -75,24 +135,18 @@ def per_example_gradients(model: nn.Module, consume: Consumer) -> Iterator[None]
     with _frozen(model):
         try:
             handles.append(model.register_forward_pre_hook(note_batch, with_kwargs=True))
-            for linear in lora_linears(model):
-                for kind, module in (("lora_A", linear.down), ("lora_B", linear.up)):
-                    hook = watch(f"{linear.name}.{kind}.weight")
-                    handles.append(module.register_forward_hook(hook))
+            for watched in chosen.maps:
+                handles.append(watched.module.register_forward_hook(watch(watched)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
 
-def backward_example_losses(model: Any, batch: Batch) -> Tensor:
-    """Run forward and backward of Σ_i ℓ_i and return the losses ℓ_i, [n].
-
-    ℓ_i is the mean over the example's target tokens, so padding and the other examples of the batch
-    do not change its gradient.
-    """
-    inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids")}
-    with torch.enable_grad():
-        losses = example_losses(model(**inputs, use_cache=False).logits, batch["labels"])
-        torch.autograd.backward(losses.sum())
-    return losses.detach()
+def _contract(watched: WatchedMap, x: Tensor, dy: Tensor) -> Tensor:
+    """Return the parameter's gradients, [n, d], from [n, t, i] and [n, t, o]."""
+    if watched.kind == "bias":
+        return dy.sum(1)
+    if watched.kind == "transposed":
+        return outer_product_gradients(dy, x).flatten(1)
+    return outer_product_gradients(x, dy).flatten(1)

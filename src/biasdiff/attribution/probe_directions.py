@@ -1,22 +1,38 @@
-"""Directions of the probe set: sums of unit gradients, per bias type."""
+"""Directions of the probe set: sums of its gradients, per bias type."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from biasdiff.attribution.gradients import backward_example_losses, per_example_gradients
+from biasdiff.attribution.gradients import batch_gradients
+from biasdiff.attribution.material import EncodedProbes
+from biasdiff.attribution.parameters import ChosenParameters, lora_maps
 from biasdiff.data.batching import make_batch, token_budget_batches
-from biasdiff.data.encoding import Encoding
 from biasdiff.errors import NonFiniteError
-from biasdiff.models.lora import lora_parameters
 from biasdiff.progress import task
+from biasdiff.training import processes
 
 MAX_HELD_BYTES = 2**28
+
+
+class Kind(NamedTuple):
+    """Which vector of a probe pair is summed.
+
+    Attributes:
+        name: ``plain``: ∇ℓ(stereotype), as in LESS; ``contrast``: ∇ℓ(stereotype) - ∇ℓ(twin).
+        unit: Whether it is brought to unit length first.
+    """
+
+    name: str
+    unit: bool = True
+
+
+PLAIN, CONTRAST = Kind("plain"), Kind("contrast")
 
 
 @dataclass(frozen=True)
@@ -24,7 +40,7 @@ class ProbeDirection:
     """What train directions are compared with.
 
     Attributes:
-        sums: By parameter name, [d, k]: the sum of the unit probe vectors of each bias type.
+        sums: By parameter name, [d, k]: the sum of the probe vectors of each bias type.
         bias_types: The k names.
         counts: Number of probes behind each column, [k].
     """
@@ -34,79 +50,122 @@ class ProbeDirection:
     counts: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class EncodedProbes:
-    """Probe pairs as token ids; ``less`` is empty where no estimator needs twins."""
-
-    more: Sequence[Encoding]
-    less: Sequence[Encoding]
-    bias_types: Sequence[str]
-    names: Sequence[str]
-
-
 def probe_directions(
-    model: Any, probes: EncodedProbes, *, kinds: set[str], max_tokens: int
-) -> dict[str, ProbeDirection]:
-    """Sum the unit probe vectors of every bias type, in one pass over the probe set.
+    model: Any,
+    probes: EncodedProbes,
+    *,
+    kinds: Iterable[Kind],
+    max_tokens: int,
+    parameters: ChosenParameters | None = None,
+    average: bool = True,
+) -> dict[Kind, ProbeDirection]:
+    """Sum the probe vectors of every bias type, in one pass over the probe set.
 
-    ``plain``: ∇ℓ(stereotype) / ‖∇ℓ(stereotype)‖, as in LESS. ``contrast``: with
-    d = ∇ℓ(stereotype) - ∇ℓ(twin), d / ‖d‖. The gradients of one batch are held at a time, since a
-    vector's length is known only after its last module; batches are cut so that they stay below
-    ``MAX_HELD_BYTES``.
+    The gradients of one batch are held at a time, since a vector's length is known only after its
+    last module; batches are cut so that they stay below ``MAX_HELD_BYTES``. Several processes share
+    the batches.
 
     Args:
         model: PEFT model.
         probes: The reference draw.
-        kinds: Some of ``plain`` and ``contrast``.
+        kinds: Which vectors.
         max_tokens: Token budget of a batch.
+        parameters: What gradients are taken in; the adapter's by default.
+        average: Whether a loss is the mean over target tokens, or their sum.
 
     Raises:
         NonFiniteError: If a probe's gradient is NaN or infinite; its name is given.
     """
-    shapes = {name: p.numel() for name, p in lora_parameters(model)}
-    device, dtype = next(model.parameters()).device, torch.float32
+    kinds = sorted(set(kinds))
+    chosen = lora_maps(model) if parameters is None else parameters
+    device = next(model.parameters()).device
     types = tuple(sorted(set(probes.bias_types)))
     column = {name: k for k, name in enumerate(types)}
     counts = tuple(list(probes.bias_types).count(name) for name in types)
     sums = {
-        kind: {n: torch.zeros(d, len(types), device=device, dtype=dtype) for n, d in shapes.items()}
+        kind: {n: torch.zeros(d, len(types), device=device) for n, d in chosen.sizes.items()}
         for kind in kinds
     }
-    twins = "contrast" in kinds
-    sides = 2 if twins else 1
-    lengths = [
-        sides * max(len(m), len(w) if twins else 0)
-        for m, w in zip(probes.more, probes.less or probes.more, strict=True)
-    ]
-    held = max(1, MAX_HELD_BYTES // (4 * sides * sum(shapes.values())))
-    batches = token_budget_batches(lengths, max_tokens=max_tokens, max_examples=held)
-    with task("probe gradients", len(lengths)) as progress:
+    twins = any(kind.name == "contrast" for kind in kinds)
+    batches = processes.share(probe_batches(probes, chosen, twins=twins, max_tokens=max_tokens))
+    with task("probe gradients", sum(map(len, batches))) as progress:
         for members in batches:
-            encodings = [probes.more[i] for i in members]
-            encodings += [probes.less[i] for i in members] if twins else []
-            gradients: dict[str, Tensor] = {}
-            with per_example_gradients(model, gradients.__setitem__):
-                backward_example_losses(model, make_batch(encodings, device=device))
-            n = len(members)
-            memberships = torch.zeros(n, len(types), device=device, dtype=dtype)
+            more, less = pair_gradients(
+                model, probes, members, chosen, twins=twins, average=average
+            )
+            memberships = torch.zeros(len(members), len(types), device=device)
             for row, index in enumerate(members):
                 memberships[row, column[probes.bias_types[index]]] = 1
             names = [probes.names[i] for i in members]
-            if "plain" in kinds:
-                plain = {name: g[:n] for name, g in gradients.items()}
-                _add_unit_vectors(sums["plain"], plain, memberships, names)
-            if twins:
-                differences = {name: g[:n] - g[n:] for name, g in gradients.items()}
-                _add_unit_vectors(sums["contrast"], differences, memberships, names)
-            progress.advance(n)
-    return {kind: ProbeDirection(sums[kind], types, counts) for kind in sorted(kinds)}
+            for kind in kinds:
+                vectors = more
+                if kind.name == "contrast":
+                    vectors = {name: g - less[name] for name, g in more.items()}
+                lengths = vector_lengths(vectors, names)
+                weights = memberships
+                if kind.unit:
+                    weights = memberships * torch.where(lengths > 0, 1 / lengths, 0.0)[:, None]
+                for name, vector in vectors.items():
+                    sums[kind][name].addmm_(vector.float().T, weights)
+            progress.advance(len(members))
+    for kind in kinds:
+        for tensor in sums[kind].values():
+            processes.add_up(tensor)
+    return {kind: ProbeDirection(sums[kind], types, counts) for kind in kinds}
 
 
-def _add_unit_vectors(
-    sums: dict[str, Tensor], vectors: dict[str, Tensor], memberships: Tensor, names: Sequence[str]
-) -> None:
-    squares = sum(v.float().square().sum(1) for v in vectors.values())
-    assert isinstance(squares, Tensor)  # at least one LoRA parameter exists
+def probe_batches(
+    probes: EncodedProbes, chosen: ChosenParameters, *, twins: bool, max_tokens: int
+) -> list[list[int]]:
+    """Return batches of probe pairs whose gradients may be held together."""
+    sides = 2 if twins else 1
+    lengths = [
+        sides * max(len(more), len(less) if twins else 0)
+        for more, less in zip(probes.more, probes.less or probes.more, strict=True)
+    ]
+    held = max(1, MAX_HELD_BYTES // (4 * sides * sum(chosen.sizes.values())))
+    return token_budget_batches(lengths, max_tokens=max_tokens, max_examples=held)
+
+
+def pair_gradients(
+    model: Any,
+    probes: EncodedProbes,
+    members: Sequence[int],
+    chosen: ChosenParameters,
+    *,
+    twins: bool,
+    average: bool = True,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the gradients [n, d] of some stereotype sentences and of their twins, by parameter.
+
+    The second is empty without twins.
+    """
+    device = next(model.parameters()).device
+    encodings = [probes.more[i] for i in members]
+    encodings += [probes.less[i] for i in members] if twins else []
+    found: dict[str, list[Tensor]] = {name: [] for name in chosen.sizes}
+
+    def keep(name: str, gradients: Tensor) -> None:
+        found[name].append(gradients)
+
+    batch = make_batch(encodings, device=device)
+    batch_gradients(model, batch, keep, parameters=chosen, average=average)
+    n = len(members)
+    whole = {
+        name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in found.items()
+    }
+    return {name: g[:n] for name, g in whole.items()}, {
+        name: g[n:] for name, g in whole.items() if twins
+    }
+
+
+def vector_lengths(vectors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    """Return the length of each row over all parameters, [n].
+
+    Raises:
+        NonFiniteError: If one is NaN or infinite; the probes are named.
+    """
+    squares = torch.stack([v.float().square().sum(1) for v in vectors.values()]).sum(0)
     broken = [name for name, x in zip(names, squares.tolist(), strict=True) if x - x != 0]
     if broken:
         raise NonFiniteError(
@@ -114,6 +173,15 @@ def _add_unit_vectors(
             expected="finite gradients",
             remedy="check the adapter for NaN, or use float32",
         )
-    weights = memberships * torch.where(squares > 0, squares.rsqrt(), 0.0)[:, None]
-    for name, vector in vectors.items():
-        sums[name].addmm_(vector.float().T, weights)
+    return squares.sqrt()
+
+
+def without_rows(probes: EncodedProbes, left_out: set[int]) -> EncodedProbes:
+    """Return the probes without some."""
+    kept = [i for i in range(len(probes.more)) if i not in left_out]
+    return EncodedProbes(
+        [probes.more[i] for i in kept],
+        [probes.less[i] for i in kept] if probes.less else [],
+        [probes.bias_types[i] for i in kept],
+        [probes.names[i] for i in kept],
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,66 +13,106 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from biasdiff.attribution.gradients import backward_example_losses, per_example_gradients
+from biasdiff.attribution.estimator import Normalize
+from biasdiff.attribution.gradients import batch_gradients
+from biasdiff.attribution.parameters import ChosenParameters, lora_maps
 from biasdiff.attribution.probe_directions import ProbeDirection
 from biasdiff.attribution.train_sides import TrainSide
-from biasdiff.data.batching import make_batch, token_budget_batches
+from biasdiff.data.batching import Batch, make_batch, token_budget_batches
 from biasdiff.data.encoding import Encoding
 from biasdiff.errors import NonFiniteError
 from biasdiff.functional.influence import mean_cosine
 from biasdiff.progress import Task, task
+from biasdiff.training import processes
 
 BATCHES_A_CHUNK = 16
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A train side and the probe direction it is compared with."""
+    """A train side and the probe direction it is compared with.
+
+    Attributes:
+        train_side: What becomes of a train gradient.
+        probe: Its sums are of unit vectors where both sides are normalised.
+        normalize: ``none`` keeps the length of the train direction; ``train`` and ``both`` divide
+            by it.
+    """
 
     train_side: TrainSide
     probe: ProbeDirection
+    normalize: Normalize = "both"
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Influence scores of one estimator; higher pushes the model more towards the stereotypes.
+class Pass:
+    """How the train set goes through the model.
 
     Attributes:
-        overall: [n], the mean cosine with all probe vectors.
-        by_type: [n, k], the mean cosine with those of each bias type.
-        bias_types: The k names.
+        parameters: What influence is measured in; the adapter's by default.
+        group: Examples that share a score, that of their mean gradient; 1 for examples alone.
+        average: Whether a loss is the mean over an example's target tokens, or their sum.
+        max_tokens: Token budget of a batch.
+        seed: Of the grouping.
     """
 
-    overall: Tensor
-    by_type: Tensor
-    bias_types: tuple[str, ...]
+    max_tokens: int
+    parameters: ChosenParameters | None = None
+    group: int = 1
+    average: bool = True
+    seed: int = 0
 
 
 def score_batch(
-    model: Any, batch: dict[str, Tensor], comparisons: Mapping[str, Comparison]
+    model: Any,
+    batch: Batch,
+    comparisons: Mapping[str, Comparison],
+    how: Pass | None = None,
+    *,
+    group: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the losses [n] of a batch and, per comparison, ⟨Γ̂_i, Σ_j û_j⟩ by bias type, [n, k].
 
     Gradients live only until their module has been compared; the whole vector of an example never
-    exists.
+    exists. Members of a group have the same row.
     """
-    n = len(batch["input_ids"])
+    parameters = lora_maps(model) if how is None or how.parameters is None else how.parameters
+    rows = len(batch["input_ids"]) // group
     device = batch["input_ids"].device
     products = {
-        name: torch.zeros(n, len(c.probe.bias_types), device=device)
+        name: torch.zeros(rows, len(c.probe.bias_types), device=device)
         for name, c in comparisons.items()
     }
-    squares = {name: torch.zeros(n, device=device) for name in comparisons}
+    squares = {name: torch.zeros(rows, device=device) for name in comparisons}
+    one_by_one = bool(parameters.others)
+    handed = dict.fromkeys(parameters.sizes, 0)
 
     def compare(parameter: str, gradients: Tensor) -> None:
+        at = slice(0, rows)
+        if one_by_one:
+            at = slice(handed[parameter], handed[parameter] + 1)
+            handed[parameter] += 1
         for name, comparison in comparisons.items():
             directions = comparison.train_side(parameter, gradients).float()
-            squares[name].add_(torch.linalg.vector_norm(directions, dim=1).square())
-            products[name].addmm_(directions, comparison.probe.sums[parameter])
+            if comparison.normalize != "none":
+                squares[name][at] += torch.linalg.vector_norm(directions, dim=1).square()
+            products[name][at] += directions @ comparison.probe.sums[parameter]
 
-    with per_example_gradients(model, compare):
-        losses = backward_example_losses(model, batch)
-    return losses, {name: mean_cosine(products[name], squares[name]) for name in comparisons}
+    losses = batch_gradients(
+        model,
+        batch,
+        compare,
+        parameters=parameters,
+        group=group,
+        average=how is None or how.average,
+    )
+    scores = {
+        name: products[name]
+        if comparison.normalize == "none"
+        else mean_cosine(products[name], squares[name])
+        for name, comparison in comparisons.items()
+    }
+    return losses, {name: value.repeat_interleave(group, dim=0) for name, value in scores.items()}
 
 
 def score_train_set(
@@ -79,79 +120,116 @@ def score_train_set(
     encodings: Sequence[Encoding],
     names: Sequence[str],
     comparisons: Mapping[str, Comparison],
+    how: Pass,
     *,
-    max_tokens: int,
     work: Path | None = None,
-) -> tuple[dict[str, Scores], dict[str, float]]:
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Score every train example with every comparison in one pass.
+
+    With several processes each takes its share of the chunks, which meet in ``work``.
 
     Args:
         model: PEFT model at the checkpoint.
         encodings: The train set.
         names: Ids, for error messages.
         comparisons: By estimator.
-        max_tokens: Token budget of a batch.
+        how: Parameters, groups, loss and token budget.
         work: Folder where finished chunks are kept, so that an interrupted pass goes on.
 
     Returns:
-        Scores by estimator, and the pass's ``seconds``, ``examples`` and ``tokens`` (of the part
-        that was not resumed).
+        By estimator the sums over the probes of each bias type, [n, k]; and the pass's ``seconds``,
+        ``examples`` and ``tokens`` (of the part that this process did and did not resume).
 
     Raises:
         NonFiniteError: If a loss or score is NaN or infinite; the examples are named.
     """
-    batches = token_budget_batches([len(e) for e in encodings], max_tokens=max_tokens)
+    batches = grouped_batches([len(e) for e in encodings], how)
+    chunks = [batches[s : s + BATCHES_A_CHUNK] for s in range(0, len(batches), BATCHES_A_CHUNK)]
+    found: dict[int, dict[str, Tensor]] = {}
+    timing = {"seconds": 0.0, "examples": 0.0, "tokens": 0.0}
+    mine = processes.share(range(len(chunks)))
+    with task("influence scores", sum(_examples(chunks[c]) for c in mine)) as progress:
+        for number in mine:
+            kept = _chunk_file(work, number)
+            if kept is not None and kept.exists():
+                found[number] = load_file(kept)
+                progress.skip(_examples(chunks[number]))
+                continue
+            began = time.perf_counter()
+            found[number] = _score_chunk(
+                model, encodings, names, chunks[number], comparisons, how, progress
+            )
+            timing["seconds"] += time.perf_counter() - began
+            timing["examples"] += _examples(chunks[number])
+            timing["tokens"] += sum(len(encodings[i]) for _, batch in chunks[number] for i in batch)
+            if kept is not None:
+                save_file(found[number], kept.with_suffix(".tmp"))
+                kept.with_suffix(".tmp").rename(kept)
+    processes.wait_for_all()
     sums = {
         name: torch.empty(len(encodings), len(c.probe.bias_types))
         for name, c in comparisons.items()
     }
-    timing = {"seconds": 0.0, "examples": 0.0, "tokens": 0.0}
-    with task("influence scores", len(encodings)) as progress:
-        for start in range(0, len(batches), BATCHES_A_CHUNK):
-            members = batches[start : start + BATCHES_A_CHUNK]
-            indices = [i for batch in members for i in batch]
-            kept = work / f"scores-{start:06d}.safetensors" if work is not None else None
-            if kept is not None and kept.exists():
-                chunk = load_file(kept)
-                progress.skip(len(indices))
-            else:
-                began = time.perf_counter()
-                chunk = _score_chunk(model, encodings, names, members, comparisons, progress)
-                timing["seconds"] += time.perf_counter() - began
-                timing["examples"] += len(indices)
-                timing["tokens"] += sum(len(encodings[i]) for i in indices)
-                if kept is not None:
-                    save_file(chunk, kept.with_suffix(".tmp"))
-                    kept.with_suffix(".tmp").rename(kept)
-            for name, values in chunk.items():
-                sums[name][indices] = values
-    scores = {name: _scores(values, comparisons[name].probe) for name, values in sums.items()}
-    return scores, timing
+    for number, chunk in enumerate(chunks):
+        members = [i for _, batch in chunk for i in batch]
+        values = found.get(number)
+        if values is None:
+            kept = _chunk_file(work, number)
+            if kept is None:
+                raise ValueError("several processes need a folder to meet in: pass work")
+            values = load_file(kept)
+        for name, tensor in values.items():
+            sums[name][members] = tensor
+    return sums, timing
+
+
+def grouped_batches(lengths: Sequence[int], how: Pass) -> list[tuple[int, list[int]]]:
+    """Return batches of whole groups: the size of a group and the indices, group after group.
+
+    Groups are drawn with the seed; what is left over makes a smaller one. Without groups, similar
+    lengths go together.
+    """
+    if how.group == 1:
+        most = 1 if how.parameters is not None and how.parameters.others else None
+        alone = token_budget_batches(lengths, max_tokens=how.max_tokens, max_examples=most)
+        return [(1, batch) for batch in alone]
+    order = random.Random(how.seed).sample(range(len(lengths)), len(lengths))
+    groups = [order[start : start + how.group] for start in range(0, len(order), how.group)]
+    whole = [group for group in groups if len(group) == how.group]
+    rest = [group for group in groups if len(group) < how.group]
+    widths = [how.group * max(lengths[i] for i in group) for group in whole]
+    batches = token_budget_batches(widths, max_tokens=how.max_tokens)
+    found = [(how.group, [i for g in batch for i in whole[g]]) for batch in batches]
+    return found + [(len(group), list(group)) for group in rest]
+
+
+def _examples(batches: Sequence[tuple[int, Sequence[int]]]) -> int:
+    return sum(len(batch) for _, batch in batches)
+
+
+def _chunk_file(work: Path | None, number: int) -> Path | None:
+    return None if work is None else work / f"scores-{number:06d}.safetensors"
 
 
 def _score_chunk(
     model: Any,
     encodings: Sequence[Encoding],
     names: Sequence[str],
-    batches: Sequence[Sequence[int]],
+    batches: Sequence[tuple[int, Sequence[int]]],
     comparisons: Mapping[str, Comparison],
+    how: Pass,
     progress: Task,
 ) -> dict[str, Tensor]:
     device = next(model.parameters()).device
     found: dict[str, list[Tensor]] = {name: [] for name in comparisons}
-    for batch in batches:
+    for group, batch in batches:
         inputs = make_batch([encodings[i] for i in batch], device=device)
-        losses, values = score_batch(model, inputs, comparisons)
+        losses, values = score_batch(model, inputs, comparisons, how, group=group)
         _check_finite(losses, values, [names[i] for i in batch])
         for name, value in values.items():
             found[name].append(value.cpu())
         progress.advance(len(batch))
     return {name: torch.cat(values) for name, values in found.items()}
-
-
-def _scores(sums: Tensor, probe: ProbeDirection) -> Scores:
-    counts = torch.tensor(probe.counts, dtype=sums.dtype)
-    return Scores(sums.sum(1) / counts.sum(), sums / counts, probe.bias_types)
 
 
 def _check_finite(losses: Tensor, scores: Mapping[str, Tensor], names: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from biasdiff.cli import data, probe
 from biasdiff.cli.errors import guarded
 from biasdiff.cli.options import (
     Adapter,
+    Also,
     Changes,
     ConfigFile,
     Debug,
@@ -135,7 +136,29 @@ def attribute(
     run: RunFolder = None,
     adapter: Adapter = None,
     estimator: Estimator = None,
+    also: Also = None,
     train_side: TrainSide = None,
+    normalize: Annotated[
+        Literal["none", "train", "both"] | None, typer.Option(help="Sides of unit length.")
+    ] = None,
+    aggregate: Annotated[
+        Literal["mean", "max"] | None, typer.Option(help="Over probes, or bias types.")
+    ] = None,
+    checkpoints: Annotated[
+        Literal["last", "all"] | None, typer.Option(help="Epochs of the warm-up.")
+    ] = None,
+    group: Annotated[
+        int | None, typer.Option(help="Examples that share the score of their mean gradient.")
+    ] = None,
+    loss: Annotated[
+        Literal["mean", "sum"] | None, typer.Option(help="Over the tokens of an example.")
+    ] = None,
+    parameters: Annotated[
+        str | None, typer.Option(help="lora, all, or a regular expression of names.")
+    ] = None,
+    explain: Annotated[
+        int | None, typer.Option(help="Highest examples to take apart token by token.")
+    ] = None,
     fraction: Fraction = None,
     text_column: TextColumn = None,
     seed: Seed = None,
@@ -158,7 +181,15 @@ def attribute(
         changes,
         {
             "attribution.estimator": estimator,
+            "attribution.also": also.split(",") if also else None,
             "attribution.train_side": train_side,
+            "attribution.normalize": normalize,
+            "attribution.aggregate": aggregate,
+            "attribution.checkpoints": checkpoints,
+            "attribution.group": group,
+            "attribution.loss": loss,
+            "attribution.parameters": parameters,
+            "attribution.explain": explain,
             "selection.fraction": fraction,
             "data.text_column": text_column,
             "data.strict": strict or None,

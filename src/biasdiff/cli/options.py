@@ -31,9 +31,16 @@ Adapter = Annotated[Path | None, typer.Option(help="Adapter or warm-up folder.")
 RunFolder = Annotated[Path | None, typer.Option(help="Run directory, instead of naming files.")]
 TextColumn = Annotated[str | None, typer.Option(help="Column of the texts. [default: text]")]
 Fraction = Annotated[float | None, typer.Option(help="Share to select, in (0, 1]. [default: 0.35]")]
-Estimator = Annotated[str | None, typer.Option(help="contrast or less. [default: contrast]")]
+Estimator = Annotated[
+    str | None,
+    typer.Option(help="How scores are computed; see docs/method.md. [default: contrast]"),
+]
+Also = Annotated[
+    str | None,
+    typer.Option(help="Further estimators and baselines, separated by commas; reported only."),
+]
 TrainSide = Annotated[
-    str | None, typer.Option(help="sgd, less or adam. [default: the estimator's]")
+    str | None, typer.Option(help="sgd, less, adam or adam_v. [default: the estimator's]")
 ]
 Seed = Annotated[int | None, typer.Option(help="Of every random choice. [default: 0]")]
 Strict = Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from biasdiff.data.encoding import encode_text
 from biasdiff.data.sources import realtoxicityprompts
 from biasdiff.data.sources.finding import get_files, read_corpus
 from biasdiff.data.sources.rows import text_lines
-from biasdiff.errors import ConfigError, DataError, ModelError, NonFiniteError
+from biasdiff.errors import ConfigError, DataError, NonFiniteError
 from biasdiff.evaluation.benchmark import (
     Benchmark,
     Inputs,
@@ -29,16 +29,14 @@ from biasdiff.evaluation.benchmark import (
 )
 from biasdiff.evaluation.continuation import continue_prompts
 from biasdiff.functional.statistics import Floats
-from biasdiff.models.loading import context_length, load_tokenizer, resolve_model
-from biasdiff.options import Options, checked_options, wrong_option
-from biasdiff.progress import say, task
+from biasdiff.models.classifiers import load_classifier
+from biasdiff.models.loading import resolve_model
+from biasdiff.options import BENCHMARKS, Options, checked_options, wrong_option
+from biasdiff.progress import say
 from biasdiff.results import Metric
 
 TOXIC = 0.5
 """A continuation is toxic from this probability."""
-LABELS = ("toxic", "toxicity", "negative", "LABEL_1")
-"""Names of the class that is measured, the first that a classifier has."""
-_CLASSIFIER_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,8 @@ class Settings:
         samples: Continuations of each prompt.
         new_tokens: Of each continuation at most.
         batch: Continuations that are written, or scored, at once.
-        label: Class of the classifier that is measured; None for the first of `LABELS`.
+        label: Class of the classifier that is measured; None for the first of
+            `biasdiff.models.classifiers.LABELS` that it has.
         top_p: Probability that the tokens drawn from have together (nucleus sampling).
     """
 
@@ -187,8 +186,13 @@ def _own_prompts(file: str) -> Path:
 
 def _score(subject: Subject, inputs: Inputs) -> pd.DataFrame:
     settings = settings_of(inputs.options_of("generation"))
-    device = next(subject.model.parameters()).device
-    classify = load_classifier(settings, device)  # before an hour of writing
+    classify = load_classifier(  # before an hour of writing
+        settings.classifier,
+        label=settings.label,
+        batch=settings.batch,
+        device=next(subject.model.parameters()).device,
+        section=f"{BENCHMARKS}.generation",
+    )
     prompts: list[Prompt] = inputs.first(load_prompts(settings.prompts))
     written = continuations(subject, [p.text for p in prompts], settings, seed=inputs.seed)
     texts = [text for several in written for text in several]
@@ -295,98 +299,6 @@ def draw_tokens(logits: Tensor, uniform: Tensor, top_p: float) -> Tensor:
     )
     drawn: Tensor = order.gather(1, places.minimum(last)).squeeze(1)
     return drawn
-
-
-def load_classifier(
-    settings: Settings, device: torch.device | str = "cpu"
-) -> Callable[[Sequence[str]], Floats]:
-    """Load the classifier and return what gives each text's probability of the measured class.
-
-    Softmax over the classes; a sigmoid for one output or a model of several labels at a time
-    (``problem_type: multi_label_classification``). An empty text has probability 0. Texts longer
-    than the classifier's context are cut.
-
-    Raises:
-        ModelError: If it cannot be found or loaded, or has weights that start at random.
-        ConfigError: If it has no class of that name.
-    """
-    model, tokenizer = _load(settings.classifier, device)
-    place = _class_number(settings, model.config.id2label)
-    several = model.config.problem_type == "multi_label_classification"
-    sigmoid = several or model.config.num_labels == 1
-    longest = min(context_length(model, tokenizer), _CLASSIFIER_TOKENS)
-    batch = settings.batch if tokenizer.pad_token is not None else 1
-
-    def classify(texts: Sequence[str]) -> Floats:
-        found = np.zeros(len(texts))
-        filled = [i for i, text in enumerate(texts) if text.strip()]
-        with task("classifier", len(filled)) as progress, torch.inference_mode():
-            for start in range(0, len(filled), batch):
-                members = filled[start : start + batch]
-                inputs = tokenizer(
-                    [texts[i] for i in members],
-                    padding=batch > 1,
-                    truncation=True,
-                    max_length=longest,
-                    return_tensors="pt",
-                ).to(device)
-                logits = model(**inputs).logits.float()
-                scores = logits.sigmoid() if sigmoid else logits.softmax(-1)
-                found[members] = scores[:, place].double().cpu().numpy()
-                progress.advance(len(members))
-        if not np.isfinite(found).all():
-            raise NonFiniteError(
-                f"{settings.classifier}: a probability is not finite",
-                expected="finite logits",
-                remedy="check the classifier",
-            )
-        return found
-
-    return classify
-
-
-def _load(name: str, device: torch.device | str) -> tuple[Any, Any]:
-    from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
-
-    source = resolve_model(name)
-    tokenizer = load_tokenizer(source)
-    logging.disable_progress_bar()
-    try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            source.location,
-            dtype=torch.float32,
-            output_loading_info=True,
-            local_files_only=source.offline,
-        )
-    except Exception as error:  # loaders raise many unrelated types
-        raise ModelError(
-            f"the classifier {name} cannot be loaded "
-            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})",
-            expected="a sequence-classification model of transformers",
-            remedy="check evaluate.options.generation.classifier",
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers would start them at random
-        raise ModelError(
-            f"the classifier {name} lacks {len(missing)} tensors, for example {missing[0]}",
-            expected="a model that was trained and saved as a sequence classifier",
-            remedy="name another in evaluate.options.generation.classifier",
-        )
-    return model.to(device).eval(), tokenizer
-
-
-def _class_number(settings: Settings, names: Mapping[int, str]) -> int:
-    wanted = LABELS if settings.label is None else (settings.label,)
-    for label in wanted:
-        for number, name in names.items():
-            if name.lower() == label.lower():
-                return int(number)
-    raise ConfigError(
-        f"the classifier {settings.classifier} has the classes {', '.join(names.values())}",
-        expected=f"one called {' or '.join(wanted)}",
-        remedy="name the class in evaluate.options.generation.label",
-    )
 
 
 def generation_metrics(scores: pd.DataFrame) -> dict[str, Metric]:

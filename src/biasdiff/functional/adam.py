@@ -32,6 +32,23 @@ def less_direction(
     return first.mul_(second.rsqrt_())
 
 
+def preconditioned_gradient(
+    gradients: Tensor, exp_avg_sq: Tensor, *, beta2: float = 0.999, eps: float = 1e-8
+) -> Tensor:
+    """Return g / (sqrt(β2 v + (1 - β2) g²) + eps): Adam's scale without its first moment.
+
+    The first moment is common to all examples and can drown each one's own gradient.
+
+    Args:
+        gradients: [n, d], one example per row.
+        exp_avg_sq: [d], second moment v stored with the checkpoint.
+        beta2: Its decay rate.
+        eps: Added outside the root.
+    """
+    second = torch.addcmul(beta2 * exp_avg_sq, gradients, gradients, value=1 - beta2)
+    return gradients / second.sqrt_().add_(eps)
+
+
 def adam_direction(
     gradients: Tensor,
     exp_avg: Tensor,

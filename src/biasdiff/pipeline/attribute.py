@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from biasdiff.attribution.baselines import BASELINES
-from biasdiff.attribution.estimator import Estimator
-from biasdiff.attribution.probe_directions import EncodedProbes, probe_directions
+from biasdiff.attribution.estimator import DirectEstimator, Estimator, GradientEstimator
+from biasdiff.attribution.explanation import explain_example
+from biasdiff.attribution.gradient_pass import (
+    Chosen,
+    comparisons_of,
+    gradient_sums,
+    measured_in,
+)
+from biasdiff.attribution.material import EncodedProbes, Material
+from biasdiff.attribution.parameters import LORA, chosen_parameters
 from biasdiff.attribution.registry import ESTIMATORS
-from biasdiff.attribution.scoring import Comparison, Scores, score_train_set
+from biasdiff.attribution.scores import Scores, typed_scores
+from biasdiff.attribution.scoring import Comparison, Pass
 from biasdiff.attribution.selection import select as select_examples
 from biasdiff.attribution.train_sides import NEEDS_ADAM, TRAIN_SIDES
-from biasdiff.config import SHIPPED, Config
+from biasdiff.config import SHIPPED, AttributionConfig, Config
 from biasdiff.data.draws import shipped_draw
 from biasdiff.data.encoding import encode_text, say_how_many_cut
 from biasdiff.data.probe import ProbePair, load_probe_pairs, require_twins
@@ -34,16 +43,18 @@ from biasdiff.pipeline.artifacts import (
 from biasdiff.pipeline.base_model import (
     BaseModel,
     find_adapter,
+    find_checkpoints,
     load_base,
     model_settings,
 )
 from biasdiff.pipeline.versions import library_versions, peak_memory_bytes
 from biasdiff.pipeline.warmup import plan_warmup, warmup_settings
 from biasdiff.progress import say
-from biasdiff.training.checkpoints import load_adam_state
+from biasdiff.training import processes
+from biasdiff.training.checkpoints import load_adam_state, load_info
 
 SCORES_FILE = "scores.parquet"
-BASELINES_FILE = "baselines.parquet"
+EXPLANATIONS_FILE = "explanations.json"
 RECORD_FILE = "attribute.json"
 WARMUP_FOLDER = "warmup"
 
@@ -94,8 +105,7 @@ def plan_attribute(
 ) -> Artifact:
     """Describe the attribution without running it."""
     estimators = chosen_estimators(config)
-    for name in config.attribution.baselines:
-        _known(name, BASELINES, "baseline")
+    section = config.attribution
     source = resolve_model(model)
     inputs = {
         "model": source.fingerprint,
@@ -106,53 +116,58 @@ def plan_attribute(
         "model": model_settings(config),
         "text_column": config.data.text_column,
         "strict": config.data.strict,
-        "estimators": {name: side for name, (_, side) in estimators.items()},
-        "checkpoint": config.attribution.checkpoint,
-        "baselines": list(config.attribution.baselines),
+        "attribution": section.model_dump(mode="json"),
         "selection": config.selection.model_dump(mode="json"),
         "seed": config.seed,
     }
     if adapter is not None:
-        adapter = find_adapter(adapter, epoch=config.attribution.checkpoint)
-        inputs["adapter"] = folder_fingerprint(adapter)
+        checkpoints = _checkpoints(adapter, section)
+        for place in checkpoints:
+            label = "adapter" if len(checkpoints) == 1 else f"adapter {place.name}"
+            inputs[label] = folder_fingerprint(place)
     else:
         settings["warmup"] = warmup_settings(config)
 
     def build(folder: Path) -> None:
         examples = load_train_set(train, text_column=config.data.text_column)
         pairs = shipped_draw("reference") if probe == SHIPPED else load_probe_pairs(probe)
-        checkpoint = adapter
-        if checkpoint is None:
+        source_of_adapter: str | Path | None = adapter
+        if source_of_adapter is None:
             warm = plan_warmup(model, train, folder / WARMUP_FOLDER, config=config)
-            checkpoint = find_adapter(warm.make(), epoch=config.attribution.checkpoint)
+            source_of_adapter = warm.make()
+        places = _checkpoints(source_of_adapter, section)
         base = load_base(source, config.model)
-        scores, timing = _score(base, Path(checkpoint), examples, pairs, estimators, config, folder)
-        main = config.attribution.estimator
-        for name, values in scores.items():
-            table = _scores_table(examples, values)
-            table["selected"] = select_examples(
-                table, **config.selection.model_dump(), seed=config.seed
-            )["selected"]
-            table.to_parquet(folder / scores_file(name, main))
-        _write_baselines(examples, pairs, config, folder)
-        seconds = timing["seconds"]
-        record = {
-            "settings": settings,
-            "estimator": main,
-            "formula": ESTIMATORS[main].formula,
-            "examples": len(examples),
-            "probe_pairs": len(pairs),
-            "throughput": {
-                "examples_per_second": timing["examples"] / seconds if seconds else None,
-                "tokens_per_second": timing["tokens"] / seconds if seconds else None,
-            },
-            "peak_memory_bytes": peak_memory_bytes(),
-            "versions": library_versions(),
-        }
-        write_json(folder / RECORD_FILE, record)
-        shutil.rmtree(folder / "chunks", ignore_errors=True)
+        timing = _score(base, places, examples, pairs, estimators, config, folder)
+        if processes.is_first():
+            _write_record(folder, settings, section.estimator, examples, pairs, timing)
+            shutil.rmtree(folder / "chunks", ignore_errors=True)
 
     return Artifact("attribute", Path(out), settings, inputs, build)
+
+
+def _write_record(
+    folder: Path,
+    settings: Mapping[str, Any],
+    main: str,
+    examples: Sequence[TrainExample],
+    pairs: Sequence[ProbePair],
+    timing: Mapping[str, float],
+) -> None:
+    seconds = timing["seconds"]
+    record = {
+        "settings": settings,
+        "estimator": main,
+        "formula": ESTIMATORS[main].formula,
+        "examples": len(examples),
+        "probe_pairs": len(pairs),
+        "throughput": {
+            "examples_per_second": timing["examples"] / seconds if seconds else None,
+            "tokens_per_second": timing["tokens"] / seconds if seconds else None,
+        },
+        "peak_memory_bytes": peak_memory_bytes(),
+        "versions": library_versions(),
+    }
+    write_json(folder / RECORD_FILE, record)
 
 
 def scores_file(estimator: str, main: str) -> str:
@@ -160,25 +175,55 @@ def scores_file(estimator: str, main: str) -> str:
     return SCORES_FILE if estimator == main else f"scores-{estimator}.parquet"
 
 
-def chosen_estimators(config: Config) -> dict[str, tuple[Estimator, str]]:
-    """Return the estimators to compute with their train sides, the selecting one first.
+def chosen_estimators(config: Config) -> dict[str, Estimator]:
+    """Return the estimators to compute, the selecting one first.
 
     Raises:
-        ConfigError: If a name is unknown.
+        ConfigError: If a name, a train side or an option is unknown, or settings contradict each
+            other.
     """
     section = config.attribution
-    chosen = {}
+    chosen: dict[str, Estimator] = {}
     for name in dict.fromkeys([section.estimator, *section.also]):
         _known(name, ESTIMATORS, "estimator")
-        side = ESTIMATORS[name].train_side
-        if name == section.estimator and section.train_side is not None:
-            side = section.train_side
-            _known(side, TRAIN_SIDES, "train side")
-        chosen[name] = (ESTIMATORS[name], side)
+        chosen[name] = ESTIMATORS[name]
+        chosen[name].check(section.options.get(name, {}))
+    for name in section.options:
+        _known(name, ESTIMATORS, "estimator")
+    if section.train_side is not None:
+        _known(section.train_side, TRAIN_SIDES, "train side")
+    if section.checkpoint is not None and section.checkpoints == "all":
+        raise ConfigError(
+            f"checkpoint is {section.checkpoint} and checkpoints is 'all'",
+            expected="one of them",
+            remedy="drop one of the two",
+        )
+    if section.parameters != LORA:
+        _require_no_adam(section, chosen)
     return chosen
 
 
-def _known(name: str, choices: dict[str, Any], kind: str) -> None:
+def _require_no_adam(section: AttributionConfig, chosen: Mapping[str, Estimator]) -> None:
+    """Refuse what LoRA's Adam moments, or its linear maps, are needed for."""
+    for name, estimator in chosen.items():
+        if not isinstance(estimator, GradientEstimator):
+            continue
+        side = _train_side(name, estimator, section)
+        if side in NEEDS_ADAM or estimator.curvature is not None:
+            raise ConfigError(
+                f"parameters is {section.parameters!r}, and {name} needs Adam moments or curvature "
+                "of them, which a checkpoint has of its adapter only",
+                expected="an estimator of plain gradients",
+                remedy="use sgd_cos, sgd_dot, contrast or contrast_classifier",
+            )
+
+
+def _train_side(name: str, estimator: GradientEstimator, section: AttributionConfig) -> str:
+    chosen = section.train_side if name == section.estimator else None
+    return estimator.train_side if chosen is None else chosen
+
+
+def _known(name: str, choices: Mapping[str, Any], kind: str) -> None:
     if name not in choices:
         raise ConfigError(
             f"unknown {kind} {name!r}{nearest(name, choices)}",
@@ -187,41 +232,170 @@ def _known(name: str, choices: dict[str, Any], kind: str) -> None:
         )
 
 
+def _checkpoints(adapter: str | Path, section: AttributionConfig) -> list[Path]:
+    if section.checkpoints == "all":
+        return find_checkpoints(adapter)
+    return [find_adapter(adapter, epoch=section.checkpoint)]
+
+
 def _score(
     base: BaseModel,
-    checkpoint: Path,
+    places: Sequence[Path],
     examples: Sequence[TrainExample],
     pairs: Sequence[ProbePair],
-    estimators: dict[str, tuple[Estimator, str]],
+    estimators: Mapping[str, Estimator],
     config: Config,
     folder: Path,
-) -> tuple[dict[str, Scores], dict[str, float]]:
-    model = load_adapter(base.model, checkpoint)
-    sides = {side for _, side in estimators.values()}
-    adam = load_adam_state(checkpoint, model) if sides & NEEDS_ADAM else None
-    train_sides = {side: TRAIN_SIDES[side](adam) for side in sides}
-    kinds = {estimator.probe for estimator, _ in estimators.values()}
-    if "contrast" in kinds:
-        require_twins(pairs, purpose="the estimator 'contrast'")
-    directions = probe_directions(
-        model,
-        _encode_probes(base, pairs, twins="contrast" in kinds),
-        kinds={str(kind) for kind in kinds},
+) -> dict[str, float]:
+    """Compute and write the scores of every estimator; return the timing of the gradient pass."""
+    section = config.attribution
+    twins = [name for name, estimator in estimators.items() if estimator.needs_twins]
+    if twins:
+        require_twins(pairs, purpose=f"the estimator '{twins[0]}'")
+    material = Material(
+        model=None,
+        tokenizer=base.tokenizer,
+        max_length=base.max_length,
         max_tokens=config.model.max_tokens,
+        examples=examples,
+        encodings=base.encode(examples, strict=config.data.strict),
+        pairs=pairs,
+        probes=_encode_probes(base, pairs, twins=bool(twins)),
+        aggregate=section.aggregate,
+        seed=config.seed,
     )
-    chunks = folder / "chunks"
-    chunks.mkdir(exist_ok=True)
-    return score_train_set(
-        model,
-        base.encode(examples, strict=config.data.strict),
-        [example.id for example in examples],
-        {
-            name: Comparison(train_sides[side], directions[estimator.probe])
-            for name, (estimator, side) in estimators.items()
-        },
-        max_tokens=config.model.max_tokens,
-        work=chunks,
-    )
+    chosen = {
+        name: Chosen(
+            estimator,
+            _train_side(name, estimator, section),
+            section.normalize or estimator.normalize
+            if name == section.estimator
+            else estimator.normalize,
+            section.options.get(name, {}),
+        )
+        for name, estimator in estimators.items()
+        if isinstance(estimator, GradientEstimator)
+    }
+    timing = {"seconds": 0.0, "examples": 0.0, "tokens": 0.0}
+    if chosen:
+        timing = _score_by_gradients(base, places, material, chosen, config, folder)
+    direct = {n: e for n, e in estimators.items() if isinstance(e, DirectEstimator)}
+    if direct and processes.is_first():
+        model = load_adapter(base.model, places[-1])
+        for name, estimator in direct.items():
+            file = folder / scores_file(name, section.estimator)
+            if file.exists():
+                continue
+            say(f"  {name}")
+            work = folder / "chunks" / name
+            work.mkdir(parents=True, exist_ok=True)
+            own = replace(material, model=model, options=section.options.get(name, {}), work=work)
+            _write_scores(file, examples, estimator.score(own), config)
+        model.unload()
+    processes.wait_for_all()
+    return timing
+
+
+def _score_by_gradients(
+    base: BaseModel,
+    places: Sequence[Path],
+    material: Material,
+    chosen: Mapping[str, Chosen],
+    config: Config,
+    folder: Path,
+) -> dict[str, float]:
+    """Score at every checkpoint; its weight is its epoch's mean learning rate (Eq. 5)."""
+    section = config.attribution
+    weights = [1.0]
+    if len(places) > 1:
+        rates = [load_info(place).mean_learning_rate for place in places]
+        weights = [rate / sum(rates) for rate in rates]
+    timing = {"seconds": 0.0, "examples": 0.0, "tokens": 0.0}
+    totals: dict[str, Any] = {}
+    comparisons: dict[str, Comparison] = {}
+    for place, weight in zip(places, weights, strict=True):
+        model = load_adapter(base.model, place)
+        needs_adam = any(one.train_side in NEEDS_ADAM for one in chosen.values())
+        adam = load_adam_state(place, model) if needs_adam else None
+        at = replace(material, model=model)
+        how = Pass(
+            max_tokens=config.model.max_tokens,
+            parameters=chosen_parameters(model, section.parameters),
+            group=section.group,
+            average=section.loss == "mean",
+            seed=config.seed,
+        )
+        work = folder / "chunks" / place.name if len(places) > 1 else folder / "chunks"
+        work.mkdir(parents=True, exist_ok=True)
+        comparisons = comparisons_of(at, chosen, how, adam)
+        sums, taken = gradient_sums(at, comparisons, how, work)
+        timing = {key: timing[key] + taken[key] for key in timing}
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0.0) + weight * value.double().numpy()
+        if section.explain and place == places[-1] and processes.is_first():
+            _write_explanations(folder, at, comparisons, how, totals, section)
+        model.unload()
+    if processes.is_first():
+        for name, value in totals.items():
+            probe = comparisons[name].probe
+            scores = typed_scores(
+                value, probe.counts, probe.bias_types, aggregate=section.aggregate
+            )
+            _write_scores(
+                folder / scores_file(name, section.estimator), material.examples, scores, config
+            )
+    return timing
+
+
+def _write_explanations(
+    folder: Path,
+    material: Material,
+    comparisons: Mapping[str, Comparison],
+    how: Pass,
+    totals: Mapping[str, Any],
+    section: AttributionConfig,
+) -> None:
+    """Take the highest examples of the selecting estimator apart, at the last checkpoint."""
+    name = section.estimator
+    if name not in comparisons:
+        raise ConfigError(
+            f"explain is {section.explain}, and {name} has no gradients to share out",
+            expected="a gradient estimator",
+            remedy="set attribution.explain to 0, or use another estimator",
+        )
+    order = (-totals[name].sum(1)).argsort(kind="stable")[: section.explain]
+    records = []
+    for row in order.tolist():
+        found = explain_example(
+            material.model,
+            material.encodings[row],
+            comparisons[name],
+            measured_in(material, how),
+            max_tokens=how.max_tokens,
+            average=how.average,
+        )
+        records.append(
+            {
+                "id": material.examples[row].id,
+                "row": row,
+                "score": found.score,
+                "momentum": found.momentum,
+                "tokens": [material.tokenizer.decode([token]) for token in found.tokens],
+                "contributions": found.contributions,
+            }
+        )
+    write_json(folder / EXPLANATIONS_FILE, {"estimator": name, "examples": records})
+
+
+def _write_scores(
+    file: Path, examples: Sequence[TrainExample], scores: Scores, config: Config
+) -> None:
+    table = _scores_table(examples, scores)
+    table["selected"] = select_examples(table, **config.selection.model_dump(), seed=config.seed)[
+        "selected"
+    ]
+    table.to_parquet(file.with_suffix(".tmp"))
+    file.with_suffix(".tmp").rename(file)
 
 
 def _encode_probes(base: BaseModel, pairs: Sequence[ProbePair], *, twins: bool) -> EncodedProbes:
@@ -240,22 +414,8 @@ def _scores_table(examples: Sequence[TrainExample], scores: Scores) -> pd.DataFr
     columns: dict[str, Any] = {
         "id": [example.id for example in examples],
         "row": [example.row for example in examples],
-        "score": scores.overall.numpy().astype("float64"),
+        "score": scores.overall,
     }
     for k, bias_type in enumerate(scores.bias_types):
-        columns[f"score_{bias_type}"] = scores.by_type[:, k].numpy().astype("float64")
+        columns[f"score_{bias_type}"] = scores.by_type[:, k]
     return pd.DataFrame(columns)
-
-
-def _write_baselines(
-    examples: Sequence[TrainExample], pairs: Sequence[ProbePair], config: Config, folder: Path
-) -> None:
-    names = config.attribution.baselines
-    if not names:
-        return
-    say(f"  baselines: {', '.join(names)}")
-    texts = [example.shown() for example in examples]
-    probes = [pair.sent_more for pair in pairs]
-    table = {name: BASELINES[name](texts, probes, config.seed) for name in names}
-    ids = {"id": [example.id for example in examples]}
-    pd.DataFrame(ids | table).to_parquet(folder / BASELINES_FILE)

@@ -84,9 +84,7 @@ def find_adapter(folder: str | Path, *, epoch: int | None = None) -> Path:
                 remedy="change attribution.checkpoint",
             )
         return chosen
-    epochs = sorted(
-        folder.glob(f"{CHECKPOINTS}/epoch-*"), key=lambda p: int(p.name.rpartition("-")[2])
-    )
+    epochs = _epochs(folder)
     if not epochs or not (epochs[-1] / "adapter_config.json").is_file():
         raise ModelError(
             f"{folder} holds no adapter",
@@ -94,3 +92,25 @@ def find_adapter(folder: str | Path, *, epoch: int | None = None) -> Path:
             remedy="check the path",
         )
     return epochs[-1]
+
+
+def find_checkpoints(folder: str | Path) -> list[Path]:
+    """Return all checkpoints of a warm-up, the first epoch first.
+
+    Raises:
+        ModelError: If the folder is none of a warm-up.
+    """
+    epochs = _epochs(Path(folder))
+    if not epochs:
+        raise ModelError(
+            f"{folder} has no checkpoints of a warm-up",
+            expected=f"epochs under {CHECKPOINTS}, as 'biasdiff warmup' writes them",
+            remedy="name a warm-up folder, or set attribution.checkpoints to last",
+        )
+    return epochs
+
+
+def _epochs(folder: Path) -> list[Path]:
+    return sorted(
+        folder.glob(f"{CHECKPOINTS}/epoch-*"), key=lambda p: int(p.name.rpartition("-")[2])
+    )

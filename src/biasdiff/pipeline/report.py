@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from biasdiff.pipeline.artifacts import Artifact, file_fingerprint, read_json, write_json
-from biasdiff.pipeline.attribute import BASELINES_FILE, RECORD_FILE, chosen_estimators, scores_file
+from biasdiff.pipeline.attribute import RECORD_FILE, chosen_estimators, scores_file
 from biasdiff.pipeline.layout import RunLayout, open_run
 from biasdiff.pipeline.results import gather
 from biasdiff.pipeline.select import SELECTION_FILE
@@ -49,8 +49,6 @@ def plan_report(layout: RunLayout) -> Artifact:
             for n in names
         },
     }
-    if layout.config.attribution.baselines:
-        files["baselines"] = attribution / BASELINES_FILE
 
     def build(folder: Path) -> None:
         results = gather(layout)

@@ -17,7 +17,6 @@ from biasdiff.evaluation.detection import detection_curve, detection_metrics
 from biasdiff.evaluation.registry import BENCHMARKS
 from biasdiff.pipeline.artifacts import STAGE_FILE, read_json
 from biasdiff.pipeline.attribute import (
-    BASELINES_FILE,
     RECORD_FILE,
     SCORES_FILE,
     chosen_estimators,
@@ -104,14 +103,10 @@ def _require_stages(layout: RunLayout) -> None:
 
 def _score_columns(layout: RunLayout) -> dict[str, np.typing.NDArray[np.float64]]:
     folder, main = layout.stage("attribute"), layout.config.attribution.estimator
-    columns = {
+    return {
         name: pd.read_parquet(folder / scores_file(name, main))["score"].to_numpy(np.float64)
         for name in chosen_estimators(layout.config)
     }
-    if layout.config.attribution.baselines:
-        table = pd.read_parquet(folder / BASELINES_FILE).drop(columns="id")
-        columns |= {str(name): table[name].to_numpy(np.float64) for name in table.columns}
-    return columns
 
 
 def _differences(layout: RunLayout) -> dict[str, Any]:

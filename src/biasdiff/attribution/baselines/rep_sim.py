@@ -1,0 +1,51 @@
+"""Similarity of hidden states, the cheapest way of asking the model itself."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from biasdiff.attribution.baselines.bias_types import membership
+from biasdiff.attribution.baselines.hidden_states import pooled_states, representation_of
+from biasdiff.attribution.estimator import DirectEstimator
+from biasdiff.attribution.material import Material
+from biasdiff.attribution.scores import Floats, Scores
+
+NAME = "rep_sim"
+
+
+def _score(material: Material) -> Scores:
+    model, probes = material.model, material.probes
+    chosen = representation_of(material.options, NAME)
+    states = partial(
+        pooled_states,
+        model,
+        layer=chosen.place(model, NAME),
+        pooling=chosen.pooling,
+        max_tokens=material.max_tokens,
+    )
+    types = membership(probes.bias_types)
+    directions = states(probes.more, probes.names, reduce=_unit).T @ types.members
+    sums = states(
+        material.encodings,
+        material.names,
+        reduce=lambda vectors: _unit(vectors) @ directions,
+        description=NAME,
+    )
+    return types.scores(sums, material.aggregate)
+
+
+def _unit(vectors: Floats) -> Floats:
+    """Bring rows to unit length; a zero stays zero."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
+REP_SIM = DirectEstimator(
+    name=NAME,
+    formula="mean over probes j of cos(h_i, h(stereotype_j)), h a layer's pooled hidden states",
+    score=_score,
+    check=partial(representation_of, name=NAME),
+    is_baseline=True,
+)

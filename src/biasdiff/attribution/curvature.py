@@ -1,0 +1,427 @@
+"""Probe directions multiplied by the inverse curvature of the train loss.
+
+The influence of train example i on the mean probe loss is ⟨H⁻¹ v, g_i⟩ (Koh and Liang 2017, with
+the sign turned so that higher lowers the probe loss). H⁻¹ is symmetric, so it is applied once to
+the probe direction v, and the train set is scored by plain products with its gradients g_i.
+
+H is a mean of outer products of train gradients, one block for each weight. Which gradients these
+are depends on the labels:
+
+``sampled``: labels drawn from the model. With ℓ_i the mean over the example's T_i targets,
+H = (1/n) Σ_i T_i E[∇ℓ_i ∇ℓ_iᵀ] is the Fisher and Gauss-Newton matrix of the mean train loss (draws
+at different positions are independent, so the outer product of a mean over T_i of them is T_i
+times too small). One draw stands for the expectation.
+
+``empirical``: the labels of the data, H = (1/n) Σ_i ∇ℓ_i ∇ℓ_iᵀ. No draws are needed, but it is like
+the curvature only where the model is as sure of the train set as it is right; where it has learnt
+the train set by heart, gradients and H shrink to nothing together.
+
+Neither is the Hessian: both leave out the curvature of the network itself, which keeps them
+positive, and both presuppose a model near an optimum of the train loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from biasdiff.attribution.gradients import batch_gradients, per_example_gradients
+from biasdiff.attribution.parameters import ChosenParameters, WatchedMap, lora_maps
+from biasdiff.data.batching import Batch, make_batch, token_budget_batches
+from biasdiff.data.encoding import Encoding
+from biasdiff.errors import DataError, ModelError, NonFiniteError
+from biasdiff.functional.curvature import (
+    EigenFactors,
+    datainf_correction,
+    datainf_damping,
+    datainf_direction,
+    drawn_tokens,
+    eigenvectors,
+    ekfac_damping,
+    ekfac_direction,
+    rotated_squares,
+)
+from biasdiff.functional.losses import IGNORED
+from biasdiff.options import ESTIMATORS, Options, checked_options, wrong_option
+from biasdiff.progress import task
+from biasdiff.training.target_losses import backward_example_losses
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "datainf": {"damping": 0.1, "sample": 1000, "labels": "empirical"},
+    "ekfac": {"damping": 0.1, "sample": 1000, "labels": "sampled"},
+}
+"""Settings of each method: its paper's, but for the sample."""
+LABELS = ("sampled", "empirical")
+FEWEST = 2
+"""Train examples below which there is no curvature to speak of."""
+NOTHING = ChosenParameters((), {})
+
+
+def curvature_options(method: str, given: Options) -> dict[str, Any]:
+    """Return the settings of a method, its defaults where nothing is said.
+
+    Args:
+        method: ``datainf`` or ``ekfac``.
+        given: Some of ``damping`` (relative, see `precondition`), ``sample`` (train examples used
+            at most) and ``labels`` (``sampled`` or ``empirical``).
+
+    Raises:
+        ConfigError: If a setting is unknown or out of range.
+    """
+    options = checked_options(given, method, DEFAULTS[method], section=ESTIMATORS)
+
+    def is_number(value: Any, kinds: type | tuple[type, ...], least: float) -> bool:
+        right = isinstance(value, kinds) and not isinstance(value, bool)
+        return right and least <= value < float("inf")
+
+    damping, sample, labels = (options[key] for key in ("damping", "sample", "labels"))
+    smallest = torch.finfo(torch.float64).tiny
+    if not is_number(damping, (int, float), smallest):
+        raise wrong_option(method, "damping", damping, "a number above 0", section=ESTIMATORS)
+    if not is_number(sample, int, FEWEST):
+        expected = f"a whole number from {FEWEST} up"
+        raise wrong_option(method, "sample", sample, expected, section=ESTIMATORS)
+    if labels not in LABELS:
+        expected = f"one of {', '.join(LABELS)}"
+        raise wrong_option(method, "labels", labels, expected, section=ESTIMATORS)
+    return options
+
+
+def precondition(
+    model: Any,
+    encodings: Sequence[Encoding],
+    directions: Mapping[str, Tensor],
+    *,
+    method: str,
+    max_tokens: int,
+    seed: int,
+    names: Sequence[str] = (),
+    parameters: ChosenParameters | None = None,
+    **settings: Any,
+) -> dict[str, Tensor]:
+    """Return H⁻¹ v for every direction v, with H the curvature of the train loss.
+
+    Damping is relative to the size of each weight's own curvature, as in both papers. So even
+    under infinite damping a weight per parameter remains: H⁻¹ v tends to v / λ_l, and to the order
+    of plain products only within one parameter.
+
+    Args:
+        model: PEFT model at the checkpoint; left as it was.
+        encodings: The train set.
+        directions: By parameter name, [d, k], the parameter flattened row by row. Parameters that
+            are not named are left alone.
+        method: ``datainf`` (see `datainf_direction`) or ``ekfac`` (see `ekfac_direction`).
+        max_tokens: Token budget of a batch.
+        seed: Of the sample of train examples, and of drawn labels.
+        names: Ids of the train examples, for error messages.
+        parameters: What influence is measured in; the adapter's by default.
+        settings: See `curvature_options`.
+
+    Returns:
+        Directions of the same names, shapes and dtypes; zero for a parameter in which no example
+        of the sample has a gradient.
+
+    Raises:
+        ConfigError: If a setting is unknown or out of range.
+        DataError: If there are fewer than two train examples.
+        ModelError: If a direction fits no parameter, or EK-FAC is asked for other parameters than
+            those of linear maps.
+        NonFiniteError: If a train example's loss or gradient is NaN or infinite; it is named.
+    """
+    options = curvature_options(method, settings)
+    chosen = _chosen(model, directions, parameters)
+    sample = draw_sample(encodings, names, size=options["sample"], max_tokens=max_tokens, seed=seed)
+    if options["labels"] == "sampled":
+        sample = with_drawn_labels(model, sample, seed=seed)
+    if method == "datainf":
+        return _datainf(model, sample, directions, chosen, options["damping"])
+    factors = ekfac_factors(model, sample, chosen, {n: v.dtype for n, v in directions.items()})
+    return {
+        name: ekfac_direction(v, factors[name], ekfac_damping(factors[name], options["damping"]))
+        for name, v in directions.items()
+    }
+
+
+@dataclass(frozen=True)
+class CurvatureSample:
+    """The train examples whose gradients make the curvature.
+
+    Attributes:
+        encodings: [n].
+        names: Of each, for error messages.
+        scales: What the gradient of each one's mean loss is multiplied with.
+        max_tokens: Token budget of a batch.
+    """
+
+    encodings: Sequence[Encoding]
+    names: Sequence[str]
+    scales: Sequence[float]
+    max_tokens: int
+
+
+def draw_sample(
+    encodings: Sequence[Encoding],
+    names: Sequence[str] = (),
+    *,
+    size: int,
+    max_tokens: int,
+    seed: int,
+) -> CurvatureSample:
+    """Choose train examples at random, with the labels of the data.
+
+    Raises:
+        DataError: If there are fewer than two train examples.
+    """
+    if len(encodings) < FEWEST:
+        raise DataError(
+            f"{len(encodings)} train examples to take a curvature of",
+            expected=f"at least {FEWEST}",
+            remedy="take an estimator without curvature, or more train examples",
+        )
+    generator = torch.Generator().manual_seed(seed)
+    chosen = sorted(torch.randperm(len(encodings), generator=generator)[:size].tolist())
+    return CurvatureSample(
+        [encodings[i] for i in chosen],
+        [names[i] if names else f"example {i}" for i in chosen],
+        [1.0] * len(chosen),
+        max_tokens,
+    )
+
+
+def with_drawn_labels(model: Any, sample: CurvatureSample, *, seed: int) -> CurvatureSample:
+    """Return the sample with labels drawn from the model, each given the true tokens before it.
+
+    They are drawn once, in a forward pass, so that every later pass sees the same gradients; they
+    depend on the seed and the sample, not on batches or device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    uniforms = [
+        torch.rand(encoding.targets, generator=generator, dtype=torch.float64)
+        for encoding in sample.encodings
+    ]
+    drawn = list(sample.encodings)
+    for part in _parts(model, sample, "curvature: labels"):
+        inputs = {k: part.batch[k] for k in ("input_ids", "attention_mask", "position_ids")}
+        with per_example_gradients(model, _ignore, parameters=NOTHING), torch.no_grad():
+            logits = model(**inputs, use_cache=False).logits
+        for row, index in enumerate(part.members):
+            places = part.batch["labels"][row, 1:].ne(IGNORED).nonzero().squeeze(1)
+            tokens = drawn_tokens(logits[row, places], uniforms[index].to(logits.device))
+            labels = torch.full((len(drawn[index]),), IGNORED)
+            labels[places.cpu() + 1] = tokens.cpu()
+            drawn[index] = Encoding(drawn[index].input_ids, labels.tolist())
+    return replace(sample, encodings=drawn, scales=[e.targets**0.5 for e in drawn])
+
+
+def _datainf(
+    model: Any,
+    sample: CurvatureSample,
+    directions: Mapping[str, Tensor],
+    chosen: ChosenParameters,
+    factor: float,
+) -> dict[str, Tensor]:
+    """Return DataInf's H⁻¹ v in two passes: all of λ is needed before the first correction."""
+    count = len(sample.encodings)
+    totals = dict.fromkeys(directions, 0.0)
+    corrections = {name: torch.zeros_like(v) for name, v in directions.items()}
+
+    def add_norms(name: str, gradients: Tensor) -> None:
+        totals[name] += float(gradients.double().square().sum())
+
+    _pass_over_gradients(model, sample, chosen, add_norms, "curvature: norms")
+    lambdas = {
+        name: datainf_damping(total, count, len(directions[name]), factor)
+        for name, total in totals.items()
+    }
+
+    def add_corrections(name: str, gradients: Tensor) -> None:
+        if lambdas[name] > 0:
+            own = gradients.to(directions[name].dtype)
+            corrections[name] += datainf_correction(own, directions[name], lambdas[name])
+
+    _pass_over_gradients(model, sample, chosen, add_corrections, "curvature: corrections")
+    return {
+        name: datainf_direction(v, corrections[name], count, lambdas[name])
+        for name, v in directions.items()
+    }
+
+
+def ekfac_factors(
+    model: Any,
+    sample: CurvatureSample,
+    chosen: ChosenParameters,
+    dtypes: Mapping[str, torch.dtype],
+) -> dict[str, EigenFactors]:
+    """Fit EK-FAC's factors in two passes: first the eigenbasis, then its eigenvalues.
+
+    A = E[x xᵀ] and S = E[dy dyᵀ] are means over real tokens, dy the gradient of the example's
+    scaled loss in the map's output. Memory is (inputs² + outputs²) numbers for each map.
+
+    Args:
+        model: The model.
+        sample: Train examples.
+        chosen: Parameters of linear maps; a bias is the weight of an input that is always 1.
+        dtypes: Of the factors, by parameter name.
+
+    Raises:
+        ModelError: If other parameters are among them.
+        NonFiniteError: If a train example's loss or gradient is NaN or infinite; it is named.
+    """
+    if chosen.others:
+        raise ModelError(
+            f"EK-FAC of {next(iter(chosen.others))}, which is not a linear map's own",
+            expected="weights and biases of linear maps",
+            remedy="choose parameters without norms and embeddings, or take DataInf",
+        )
+    bases = {
+        name: (eigenvectors(left), eigenvectors(right))
+        for name, (left, right) in _covariances(model, sample, chosen, dtypes).items()
+    }
+    totals = {name: left.new_zeros(len(left), len(right)) for name, (left, right) in bases.items()}
+
+    def add_squares(name: str, gradients: Tensor) -> None:
+        left, right = bases[name]
+        matrices = gradients.to(left.dtype).reshape(-1, len(left), len(right))
+        totals[name] += rotated_squares(matrices, left, right)
+
+    _pass_over_gradients(model, sample, chosen, add_squares, "curvature: eigenvalues")
+    count = len(sample.encodings)
+    return {name: EigenFactors(*bases[name], total / count) for name, total in totals.items()}
+
+
+def _covariances(
+    model: Any,
+    sample: CurvatureSample,
+    chosen: ChosenParameters,
+    dtypes: Mapping[str, torch.dtype],
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return S and A of every map, A and S where its weight is stored [inputs, outputs]."""
+    sums: dict[str, list[Tensor]] = {}
+    tokens = sum(map(len, sample.encodings))
+    for part in _parts(model, sample, "curvature: factors"):
+        for name, sides in _token_rows(model, part, chosen).items():
+            rows = [side.to(dtypes[name]) for side in sides]
+            totals = sums.setdefault(name, [r.new_zeros(r.shape[1], r.shape[1]) for r in rows])
+            for total, own in zip(totals, rows, strict=True):
+                total.addmm_(own.T, own)
+    return {name: (left / tokens, right / tokens) for name, (left, right) in sums.items()}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A batch of the sample, its scales [n, 1], and what must turn out finite, [n] each."""
+
+    members: list[int]
+    batch: Batch
+    scales: Tensor
+    checked: list[Tensor] = field(default_factory=list)
+
+
+def _parts(
+    model: Any, sample: CurvatureSample, description: str, *, most: int | None = None
+) -> Iterator[_Part]:
+    device = next(model.parameters()).device
+    lengths = [len(encoding) for encoding in sample.encodings]
+    batches = token_budget_batches(lengths, max_tokens=sample.max_tokens, max_examples=most)
+    with task(description, len(lengths)) as progress:
+        for members in batches:
+            batch = make_batch([sample.encodings[i] for i in members], device=device)
+            scales = torch.tensor([[sample.scales[i]] for i in members], dtype=torch.float64)
+            part = _Part(members, batch, scales.to(device))
+            yield part
+            _require_finite(part.checked, [sample.names[i] for i in members])
+            progress.advance(len(members))
+
+
+def _pass_over_gradients(
+    model: Any,
+    sample: CurvatureSample,
+    chosen: ChosenParameters,
+    consume: Callable[[str, Tensor], None],
+    description: str,
+) -> None:
+    """Hand the scaled gradients [n, d] of every parameter to ``consume``, batch by batch."""
+    for part in _parts(model, sample, description, most=1 if chosen.others else None):
+
+        def check_and_consume(name: str, gradients: Tensor, part: _Part = part) -> None:
+            scaled = gradients * part.scales.to(gradients.dtype)
+            part.checked.append(scaled.float().square().sum(1))
+            consume(name, scaled)
+
+        losses = batch_gradients(model, part.batch, check_and_consume, parameters=chosen)
+        part.checked.append(losses)
+
+
+def _token_rows(
+    model: Any, part: _Part, chosen: ChosenParameters
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return scaled output gradients and inputs of every map at every real token, [m, o], [m, i].
+
+    The other way round where a weight is stored [inputs, outputs].
+    """
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    real = part.batch["attention_mask"].bool()
+
+    def watch(watched: WatchedMap) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs = arguments[0].detach()
+            if not output.requires_grad:
+                output.requires_grad_()
+
+            def keep(gradient: Tensor) -> None:
+                x, dy = (t.reshape(*real.shape, t.shape[-1]) for t in (inputs, gradient))
+                dy = dy * part.scales.to(dy.dtype)[..., None]
+                part.checked.append(dy.float().square().sum((1, 2)))
+                x = torch.ones_like(x[..., :1]) if watched.kind == "bias" else x
+                left, right = (x, dy) if watched.kind == "transposed" else (dy, x)
+                found[watched.name] = left[real], right[real]
+
+            output.register_hook(keep)  # type: ignore[no-untyped-call]
+
+        return hook
+
+    with per_example_gradients(model, _ignore, parameters=NOTHING):  # frozen, without dropout
+        handles = [w.module.register_forward_hook(watch(w)) for w in chosen.maps]
+        try:
+            part.checked.append(backward_example_losses(model, part.batch))
+        finally:
+            for handle in handles:
+                handle.remove()
+    return found
+
+
+def _ignore(name: str, gradients: Tensor) -> None:
+    """Take no gradient."""
+
+
+def _chosen(
+    model: Any, directions: Mapping[str, Tensor], parameters: ChosenParameters | None
+) -> ChosenParameters:
+    """Return the parameters that there are directions for."""
+    every = lora_maps(model) if parameters is None else parameters
+    for name, direction in directions.items():
+        size = every.sizes.get(name)
+        if direction.ndim != 2 or len(direction) != size:
+            raise ModelError(
+                f"a direction of shape {list(direction.shape)} for {name}",
+                expected="a parameter that is measured in" if size is None else f"[{size}, k]",
+                remedy="take the probe directions from the same model and parameters",
+            )
+    maps = tuple(watched for watched in every.maps if watched.name in directions)
+    return ChosenParameters(maps, {n: p for n, p in every.others.items() if n in directions})
+
+
+def _require_finite(values: Sequence[Tensor], names: Sequence[str]) -> None:
+    good = torch.stack([torch.isfinite(v) for v in values]).all(0) if values else torch.tensor([])
+    broken = [names[i] for i, fine in enumerate(good.tolist()) if not fine]
+    if broken:
+        raise NonFiniteError(
+            f"loss or gradient is not finite for {', '.join(broken[:8])}"
+            + (f" and {len(broken) - 8} more" if len(broken) > 8 else ""),
+            expected="finite losses and gradients",
+            remedy="check these examples and the adapter, or use float32",
+        )

@@ -1,0 +1,144 @@
+"""Losses at target positions only: nothing else goes through the output layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from biasdiff.data.batching import Batch
+from biasdiff.functional.losses import IGNORED, target_counts
+from biasdiff.functional.output_layer import linear_cross_entropy
+
+_TOLERANCE = 1e-3
+_IS_LINEAR: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def backward_example_losses(model: Any, batch: Batch, *, average: bool = True) -> Tensor:
+    """Run forward and backward of Σ_i ℓ_i and return the losses ℓ_i, [n].
+
+    ℓ_i is the mean over the example's target tokens (or their sum), so padding and the other
+    examples of the batch do not change its gradient. Only target positions go through the output
+    layer. Where that is a plain linear map and nothing follows it, loss and gradient come from
+    `linear_cross_entropy`, without autograd; whether that is so is found out on a model's first
+    batch.
+
+    Args:
+        model: Causal language model with something below its output layer that requires a gradient.
+        batch: As `biasdiff.data.batching.make_batch` makes it.
+        average: False for the sum over target tokens.
+    """
+    labels = batch["labels"]
+    rows, places = labels[:, 1:].ne(IGNORED).nonzero(as_tuple=True)
+    targets = labels[rows, places + 1]
+    counts = target_counts(labels)
+    scales = (1 / counts.double())[rows] if average else torch.ones_like(rows).double()
+    with torch.enable_grad():
+        if _ends_in_a_linear_map(model, batch, rows, places):
+            losses = _fused(model, batch, (rows, places), targets, scales)
+        else:
+            losses = _selected(model, batch, (rows, places), targets, scales)
+    return torch.zeros(len(labels), dtype=losses.dtype, device=losses.device).index_add_(
+        0, rows, losses * scales.to(losses.dtype)
+    )
+
+
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """Return what the model is called with.
+
+    Under right padding no real token attends to padding and positions are as in a text alone, so
+    neither mask nor positions are needed, and attention takes its causal way, which is faster.
+    """
+    keys = ["input_ids"]
+    if not bool(batch["attention_mask"][:, 0].all()):
+        keys += ["attention_mask", "position_ids"]
+    return {key: batch[key] for key in keys} | {"use_cache": False}
+
+
+def _fused(
+    model: Any, batch: Batch, at: tuple[Tensor, Tensor], targets: Tensor, scales: Tensor
+) -> Tensor:
+    head = _output_layer(model)
+    found: list[Tensor] = []
+
+    def keep(hidden: Tensor) -> Tensor:
+        found.append(hidden)
+        return hidden[:, :1].detach()
+
+    with _input_of(head, keep):
+        model(**model_inputs(batch))
+    hidden = found[0]
+    with torch.no_grad():
+        losses, gradients = linear_cross_entropy(
+            hidden[at], head.weight, targets, scales, head.bias
+        )
+        upstream = torch.zeros_like(hidden)
+        upstream[at] = gradients
+    torch.autograd.backward(hidden, upstream)
+    return losses
+
+
+def _selected(
+    model: Any, batch: Batch, at: tuple[Tensor, Tensor], targets: Tensor, scales: Tensor
+) -> Tensor:
+    logits = _logits_at(model, batch, at)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    losses = nn.functional.cross_entropy(wide, targets, reduction="none")
+    torch.autograd.backward((losses * scales.to(losses.dtype)).sum())
+    return losses.detach()
+
+
+def _logits_at(model: Any, batch: Batch, at: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the model's logits at some positions, [m, vocabulary]."""
+    head = _output_layer(model)
+    if head is None:
+        logits: Tensor = model(**model_inputs(batch)).logits
+        return logits[at]
+    with _input_of(head, lambda hidden: hidden[at][None]):
+        return model(**model_inputs(batch)).logits[0]  # type: ignore[no-any-return]
+
+
+def _output_layer(model: Any) -> Any:
+    """Return the output layer if it is a plain linear map, without an adapter and unwatched."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings()
+    return head if type(head) is nn.Linear and not head._forward_hooks else None
+
+
+def _ends_in_a_linear_map(model: Any, batch: Batch, rows: Tensor, places: Tensor) -> bool:
+    """Find out whether a model's logits are its output layer's and nothing else.
+
+    Some scale or cap them; some adapt or train the layer itself, whose gradient is then wanted.
+    """
+    head = _output_layer(model)
+    if head is None or any(p.requires_grad for p in head.parameters()):
+        return False
+    if head not in _IS_LINEAR:
+        at = (rows[:8], places[:8])
+        found: list[Tensor] = []
+
+        def keep(hidden: Tensor) -> Tensor:
+            found.append(hidden[at])
+            return hidden[at][None]
+
+        with torch.no_grad(), _input_of(head, keep):
+            logits = model(**model_inputs(batch)).logits[0]
+            ours = nn.functional.linear(found[0], head.weight, head.bias)
+        _IS_LINEAR[head] = torch.allclose(
+            ours.float(), logits.float(), atol=_TOLERANCE, rtol=_TOLERANCE, equal_nan=True
+        )
+    return _IS_LINEAR[head]
+
+
+@contextmanager
+def _input_of(head: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let the output layer be applied to something else than it is given."""
+    handle = head.register_forward_pre_hook(lambda _, arguments: (change(arguments[0]),))
+    try:
+        yield
+    finally:
+        handle.remove()
