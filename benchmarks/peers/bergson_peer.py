@@ -16,7 +16,6 @@ from datasets import Dataset
 from peer import Job, Pass, Setting, Variant, main, saved_name
 from torch import Tensor
 
-SIDE = 8
 SETTINGS = [
     {"tokens": tokens, "through": through}
     for through in ("adapter", "embeddings")
@@ -89,7 +88,7 @@ def gradients(job: Job, model: Any, setting: Setting) -> Pass:
 
 
 def projected(job: Job, model: Any, setting: Setting) -> Pass:
-    return collected(job, model, setting, GradientProcessor(projection_dim=SIDE))
+    return collected(job, model, setting, GradientProcessor(projection_dim=job.side()))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import os
 from typing import Any
 
 import torch
@@ -33,7 +32,9 @@ def cached(job: Job, model: Any, setting: Setting, make: Any) -> Pass:
     """Return a pass that fills dattri's cache; projection matrices are made once, before."""
     # Its compressors are compiled anew for every module and shape until torch gives up.
     torch._dynamo.config.disable = not setting["compile"]
-    layers = [n for n, _ in model.named_modules() if n.endswith(("lora_A.default", "lora_B.default"))]
+    layers = [
+        n for n, _ in model.named_modules() if n.endswith(("lora_A.default", "lora_B.default"))
+    ]
     task = AttributionTask(loss_func=loss, model=model, checkpoints=model.state_dict())
     loader = DataLoader(job.train, batch_size=setting["batch"], collate_fn=collate)
     attributor = make(
@@ -60,7 +61,7 @@ def gradients(job: Job, model: Any, setting: Setting) -> Pass:
 
 def projected(job: Job, model: Any, setting: Setting) -> Pass:
     def make(task: AttributionTask, **options: Any) -> LoGraAttributor:
-        return LoGraAttributor(task, proj_dim=64, **options)  # 8 x 8 for each module
+        return LoGraAttributor(task, proj_dim=job.side() ** 2, **options)
 
     return cached(job, model, setting, make)
 

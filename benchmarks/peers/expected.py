@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from biasdiff.functional.adam import less_direction
+from biasdiff.functional.adam import less_direction, preconditioned_gradient
 
-EXACT = ("gradients", "cosines", "less", "adam", "dots")
+EXACT = ("gradients", "cosines", "less", "adam", "adam-v", "dots")
 
 
 def expected(kind: str, gradients: Tensor, vectors: dict[str, Tensor]) -> Tensor:
     """Return the rows.
 
-    ``gradients``: themselves. ``cosines``: ⟨g/‖g‖, u⟩ with the probe vector u. ``less``: the same of
-    LESS's Γ; ``adam``: of g / (√v + ε). ``dots``: ⟨g, gradient of the probe sentence⟩.
-    ``features`` and ``less-features`` are random projections of g and Γ: these come back as they
-    are, and only the angles between them can be compared.
+    ``gradients``: themselves. ``cosines``: ⟨g/‖g‖, u⟩ with the probe vector u. ``less``: the same
+    of LESS's Γ; ``adam``: of g / (√v + ε); ``adam-v``: likewise, v advanced by g first, as ours is.
+    ``dots``: ⟨g, gradient of the probe sentence⟩. ``features``, ``dense-features`` and
+    ``less-features`` are random projections of g, g and Γ: these come back as they are, and only
+    the angles between them can be compared.
 
     Args:
         kind: Of the rows.
@@ -24,7 +25,7 @@ def expected(kind: str, gradients: Tensor, vectors: dict[str, Tensor]) -> Tensor
         vectors: ``probe``, ``probe_gradient``, ``exp_avg`` and ``exp_avg_sq``, each [d].
     """
     g, v = gradients.double(), {name: vector.double() for name, vector in vectors.items()}
-    if kind in {"gradients", "features"}:
+    if kind in {"gradients", "features", "dense-features"}:
         return g
     if kind == "dots":
         return g @ v["probe_gradient"]
@@ -32,6 +33,8 @@ def expected(kind: str, gradients: Tensor, vectors: dict[str, Tensor]) -> Tensor
         g = less_direction(g, v["exp_avg"], v["exp_avg_sq"])
     if kind == "less-features":
         return g
+    if kind == "adam-v":
+        g = preconditioned_gradient(g, v["exp_avg_sq"])
     if kind == "adam":
         g = g / (v["exp_avg_sq"].sqrt() + 1e-8)
     return g @ v["probe"] / g.norm(dim=1)

@@ -13,7 +13,7 @@ from peer import saved_name
 from safetensors.torch import save_file
 from torch import Tensor
 
-from biasdiff.attribution.gradients import backward_example_losses, per_example_gradients
+from biasdiff.attribution.gradients import batch_gradients
 from biasdiff.data.batching import make_batch
 from biasdiff.data.encoding import Encoding, encode_text
 from biasdiff.data.shipped_mixture import shipped_mixture
@@ -93,6 +93,5 @@ def write_job(
 
 def _gradient(model: torch.nn.Module, sentence: Encoding) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    with per_example_gradients(model, lambda name, g: found.update({name: g[0].clone()})):
-        backward_example_losses(model, make_batch([sentence]))
+    batch_gradients(model, make_batch([sentence]), lambda name, g: found.update({name: g[0]}))
     return found

@@ -30,13 +30,16 @@ class SentenceTask(Task):
     def compute_train_loss(
         self, batch: tuple[Tensor, Tensor], model: Any, sample: bool = False
     ) -> Tensor:
+        """See Task."""
         ids, labels = batch
         return example_losses(model(input_ids=ids).logits, labels).sum()
 
     def compute_measurement(self, batch: tuple[Tensor, Tensor], model: Any) -> Tensor:
+        """See Task."""
         return self.compute_train_loss(batch, model)
 
     def get_influence_tracked_modules(self) -> list[str]:
+        """See Task; without names the base model's maps would be tracked too."""
         return self.modules
 
 
@@ -54,7 +57,7 @@ def scores(job: Job, model: Any, setting: Setting) -> Pass:
     )
 
     def run() -> Tensor:
-        found = analyzer.compute_pairwise_scores(
+        analyzer.compute_pairwise_scores(
             "scores",
             "identity",
             query_dataset=[job.probe],
@@ -64,7 +67,7 @@ def scores(job: Job, model: Any, setting: Setting) -> Pass:
             score_args=ScoreArguments(aggregate_query_gradients=True),
             overwrite_output_dir=True,
         )
-        return found["all_modules"][0]
+        return analyzer.load_pairwise_scores("scores")["all_modules"][0]
 
     return run
 

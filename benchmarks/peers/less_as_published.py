@@ -80,9 +80,9 @@ if __name__ == "__main__":
     main(
         {
             "no-projection": Variant(without_projection, [{"batch": 1}], "less"),
-            "projected": Variant(projected, [single], "less-features", slow=True),
+            "projected": Variant(projected, [single], "less-features", slow=True, every=4),
             "projected-float16": Variant(
-                projected, [half], "less-features", slow=True, asked=True
+                projected, [half], "less-features", slow=True, every=4, asked=True
             ),
         }
     )

@@ -62,8 +62,14 @@ class Job:
         tensors = self.tensors(name)
         return torch.cat([tensors[parameter].flatten() for parameter in self.parameters])
 
+    def side(self) -> int:
+        """Return s for which s x s for each weight is about `projection`; at most LoRA's rank."""
+        ranks = [min(tensor.shape) for tensor in self.tensors("probe").values()]
+        return min(int((self.projection / len(ranks)) ** 0.5), *ranks)
+
     @staticmethod
     def read(folder: Path) -> Job:
+        """Return the job that is written in a folder."""
         return Job(folder, **json.loads((folder / "job.json").read_text()))
 
 
@@ -76,7 +82,8 @@ class Variant:
         settings: The short list of which the fastest is taken.
         rows: What a pass returns, as `expected.py` has it; gradients in the model's order of
             parameters.
-        slow: Takes minutes: every fourth sentence, one pass, no warm-up.
+        slow: Takes minutes: one pass, no warm-up.
+        every: Take every so many-th sentence only.
         asked: Only run if named on the command line.
     """
 
@@ -84,6 +91,7 @@ class Variant:
     settings: Sequence[Setting]
     rows: str
     slow: bool = False
+    every: int = 1
     asked: bool = False
 
 
@@ -130,8 +138,8 @@ def main(variants: dict[str, Variant]) -> None:
     variant = variants[options.variant]
     job = Job.read(options.job)
     torch.set_num_threads(job.threads)
-    if variant.slow and options.action != "check":
-        job = replace(job, train=job.train[::4])
+    if options.action != "check":
+        job = replace(job, train=job.train[:: variant.every])
     options.answer.write_text(json.dumps(ACTIONS[options.action](variant, job, options)))
 
 

@@ -27,8 +27,17 @@ from job_files import tiny_model, write_job  # noqa: E402
 from peer import Job  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-OURS = {"gradients": "gradients", "less": "less", "less-features": "less", "adam": "less"}
-"""Our variant beside each kind of row; else the exact scores, which need no projection."""
+OURS = {
+    "gradients": ("gradients",),
+    "cosines": ("scores",),
+    "dots": ("scores",),
+    "less": ("less",),
+    "adam": ("adam-scores",),
+    "features": ("sparse", "scores"),
+    "dense-features": ("dense", "sparse", "scores"),
+    "less-features": ("less-dense", "less-sparse", "less"),
+}
+"""Our variants beside each kind of row: first of the same kind, then what does without it."""
 
 
 class PeerError(Exception):
@@ -56,23 +65,30 @@ class Bench:
             threads=self.options.threads,
             projection=self.options.projection,
         )
-        facts = {"job": job, "versions": {name: installed(name) for name in SHARED}}
+        packages = {peer: e.package for peer, e in ENVIRONMENTS.items()}
+        facts = {"job": job, "versions": {name: installed(name) for name in SHARED} | packages}
         if self.file.is_file():
             self.results = json.loads(self.file.read_text())
             if self.results["facts"] != facts:
                 raise SystemExit(f"{self.file} is of another job: move it or give another --out")
         self.results = {"agreement": {}, "tuned": {}, "rounds": {}, **self.results}
         self.results |= {"facts": facts, "failures": {}}
+        git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+        revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+        self.results.setdefault("revisions", [])
+        if revision not in self.results["revisions"]:
+            self.results["revisions"].append(revision)
 
     @property
     def file(self) -> Path:
+        """Where results are kept."""
         return self.out / "results.json"
 
-    def attempt(self, label: str, step: Callable[[], object]) -> None:
+    def attempt(self, label: str, step: Callable[..., object], *arguments: object) -> None:
         """Do a step; note and say a failure, and keep the results so far."""
         print(f"{label} ...", flush=True)
         try:
-            step()
+            step(*arguments)
         except (PeerError, subprocess.CalledProcessError, OSError) as error:
             self.results["failures"][label] = str(error)
             print(f"FAILED {label}: {error}", flush=True)
@@ -95,7 +111,7 @@ class Bench:
         command += ["--variant", variant] if variant else []
         for option, value in given.items():
             command += [f"--{option}", str(value) if option == "job" else json.dumps(value)]
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"))
+        threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         environment = {
             **os.environ,
             **dict.fromkeys(threads, str(self.options.threads)),
@@ -156,42 +172,41 @@ class Bench:
         self.results["tuned"][f"{peer} {variant}"] = {"best": best, "tried": tried}
         print(f"  {best}")
 
-    def measure(self, number: int, peer: str, variant: str, ours: str) -> None:
-        """Measure ours and the peer one after the other, in turn who goes first."""
-        both = [("ours", ours), (peer, variant)]
-        found = {}
-        for who, which in both if number % 2 else both[::-1]:
+    def measure(self, number: int, peer: str, variant: str, ours: tuple[str, ...]) -> None:
+        """Measure a peer and ours one after the other, in turn who goes first."""
+        everyone = [(peer, variant), *(("ours", which) for which in ours)]
+        found: dict[str, dict[str, Any]] = {}
+        for who, which in everyone[:: 1 if number % 2 else -1]:
             setting = self.results["tuned"][f"{who} {which}"]["best"]
-            given = {"job": self.out / "job", "setting": setting}
-            found[who] = self.call(who, "measure", which, **given)
-            found[who]["rate"] = found[who]["tokens"] / found[who]["seconds"]
-        self.results["rounds"].setdefault(f"{peer} {variant}", {})[str(number)] = {
-            "ours": found["ours"],
-            "peer": found[peer],
-            "load": os.getloadavg()[0],
-        }
-        print(f"  {found[peer]['rate']:.1f} tok/s, ours {found['ours']['rate']:.1f}")
+            answer = self.call(who, "measure", which, job=self.out / "job", setting=setting)
+            answer["rate"] = answer["tokens"] / answer["seconds"]
+            found[f"{who} {which}"] = answer | {"load": os.getloadavg()[0]}
+        self.results["rounds"].setdefault(f"{peer} {variant}", {})[str(number)] = found
+        print("  " + ", ".join(f"{name} {a['rate']:.1f} tok/s" for name, a in found.items()))
 
     def table(self) -> None:
-        """Print what is known."""
-        print(
-            f"\n{'peer and variant':<34}{'tok/s':>8}{'ours':>8}  {'ours / peer':<22}"
-            f"{'MiB':>6}{'ours':>6}  {'agreement':<24}setting"
-        )
-        for label, agreement in self.results["agreement"].items():
-            setting = self.results["tuned"].get(label, {}).get("best", "")
+        """Print what is known: rates, memory, and how often ours goes into a peer's time."""
+        print(f"\n{'':<34}{'tok/s':>9}{'MiB':>7}  {'ours faster':<26}{'agreement':<24}setting")
+        agreement, tuned = self.results["agreement"], self.results["tuned"]
+        for label in dict.fromkeys([*agreement, *tuned]):
             rounds = list(self.results["rounds"].get(label, {}).values())
-            line = " " * 58
-            if rounds:
-                ours, peer = ([r[who]["rate"] for r in rounds] for who in ("ours", "peer"))
-                ratios = [a / b for a, b in zip(ours, peer, strict=True)]
-                shown = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-                peaks = [max(r[who]["peak_mib"] for r in rounds) for who in ("peer", "ours")]
-                line = f"{statistics.median(peer):8.1f}{statistics.median(ours):8.1f}  {shown:<22}"
-                line += f"{peaks[0]:6.0f}{peaks[1]:6.0f}  "
-            print(f"{label:<34}{line}{agreement:<24}{json.dumps(setting)}")
+            setting = json.dumps(tuned[label]["best"]) if label in tuned else ""
+            first = _figures(rounds, label, label) if rounds else " " * 44
+            print(f"{label:<34}{first}{agreement.get(label, ''):<24}{setting}")
+            for name in rounds[0] if rounds else ():
+                if name != label:
+                    print(f"  {name:<32}{_figures(rounds, name, label)}")
         for label, error in self.results["failures"].items():
             print(f"FAILED {label}: {error}")
+
+
+def _figures(rounds: list[dict[str, Any]], name: str, peer: str) -> str:
+    """Return median rate, peak memory, and the median and range of the ratios of the rounds."""
+    rates = [r[name]["rate"] for r in rounds]
+    ratios = [rate / r[peer]["rate"] for rate, r in zip(rates, rounds, strict=True)]
+    shown = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    peak = max(r[name]["peak_mib"] for r in rounds)
+    return f"{statistics.median(rates):9.1f}{peak:7.0f}  {'' if name == peer else shown:<26}"
 
 
 def main() -> int:
@@ -202,8 +217,8 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=64)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--projection", type=int, default=8192)
-    parser.add_argument("--check-examples", type=int, default=6)
-    parser.add_argument("--tiny", action="store_true", help="check values on a tiny model, no times")
+    parser.add_argument("--check-examples", type=int, default=12)
+    parser.add_argument("--tiny", action="store_true", help="values of a tiny model, no times")
     parser.add_argument("--envs", type=Path, default=Path("~/.cache/biasdiff/peers"))
     parser.add_argument("--out", type=Path, default=None, help="default build/peers")
     parser.add_argument("--limit", type=float, default=3600, help="seconds for one process")
@@ -212,18 +227,19 @@ def main() -> int:
     unknown = {named.partition(":")[0] for named in options.peers} - set(ENVIRONMENTS)
     if unknown:
         parser.error(f"no peer {', '.join(unknown)}; there are {', '.join(ENVIRONMENTS)}")
-    options.out = options.out or HERE.parents[1] / "build" / ("peers-tiny" if options.tiny else "peers")
+    kind = "peers-tiny" if options.tiny else "peers"
+    options.out = options.out or HERE.parents[1] / "build" / kind
 
     bench = Bench(options)
     bench.start()
     for peer in ("ours", *dict.fromkeys(named.partition(":")[0] for named in options.peers)):
-        bench.attempt(f"environment of {peer}", lambda peer=peer: bench.install(peer))
+        bench.attempt(f"environment of {peer}", bench.install, peer)
     mine = [("ours", name, facts) for name, facts in bench.variants["ours"].items()]
     everything = [*mine, *bench.wanted()]
     for peer, variant, facts in everything:
         label = f"{peer} {variant}"
         if label not in bench.results["agreement"] and (options.tiny or not facts["slow"]):
-            bench.attempt(f"check of {label}", lambda: bench.check(peer, variant, facts["rows"]))
+            bench.attempt(f"check of {label}", bench.check, peer, variant, facts["rows"])
     if not options.tiny:
         times(bench, everything)
     bench.table()
@@ -234,17 +250,17 @@ def times(bench: Bench, everything: list[tuple[str, str, dict[str, Any]]]) -> No
     """Tune everything once and measure it in all rounds that are not there yet."""
     for peer, variant, facts in everything:
         if f"{peer} {variant}" not in bench.results["tuned"]:
-            settings = facts["settings"]
-            step = lambda: bench.tune(peer, variant, settings)  # noqa: E731
-            bench.attempt(f"settings of {peer} {variant}", step)
+            label = f"settings of {peer} {variant}"
+            bench.attempt(label, bench.tune, peer, variant, facts["settings"])
+    tuned = bench.results["tuned"]
     for number in range(1, bench.options.rounds + 1):
         for peer, variant, facts in everything:
-            label, ours = f"{peer} {variant}", OURS.get(facts["rows"], "scores")
-            known = {label, f"ours {ours}"} <= set(bench.results["tuned"])
+            label = f"{peer} {variant}"
+            ours = tuple(w for w in OURS.get(facts["rows"], ()) if f"ours {w}" in tuned)
             done = str(number) in bench.results["rounds"].get(label, {})
-            if peer != "ours" and known and not done:
-                step = lambda: bench.measure(number, peer, variant, ours)  # noqa: E731
-                bench.attempt(f"round {number}: {label}", step)
+            if peer != "ours" and label in tuned and ours and not done:
+                step = f"round {number}: {label}"
+                bench.attempt(step, bench.measure, number, peer, variant, ours)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,14 @@ from trak.modelout_functions import AbstractModelOutput
 from trak.projectors import NoOpProjector
 
 SETTINGS = [{"batch": size} for size in (2, 4, 8, 16)]
-PROJECTED = [{"batch": 16}]  # its matrix is drawn anew for every batch: the larger the better
+PROJECTED = [{"batch": 64}]  # the matrix is drawn anew for every batch
 
 
 class AdapterGradients(FunctionalGradientComputer):
+    """Differentiates the adapter's weights; the others are constants."""
+
     def load_model_params(self, model: Any) -> None:
+        """See FunctionalGradientComputer."""
         named = dict(model.named_parameters())
         self.func_weights = {n: p for n, p in named.items() if "lora_" in n}
         rest = {n: p for n, p in named.items() if "lora_" not in n}
@@ -38,12 +41,14 @@ class SentenceLoss(AbstractModelOutput):
 
     @staticmethod
     def get_output(model: Any, weights: Any, buffers: Any, ids: Tensor, labels: Tensor) -> Tensor:
+        """See AbstractModelOutput."""
         places = torch.arange(len(ids))[None]
         inputs = {"input_ids": ids[None], "position_ids": places, "use_cache": False}
         logits = torch.func.functional_call(model, (weights, buffers), (), inputs).logits
         return example_losses(logits, labels[None])[0]
 
     def get_out_to_loss_grad(self, model: Any, weights: Any, buffers: Any, batch: Any) -> Tensor:
+        """See AbstractModelOutput; not used for gradients."""
         return torch.ones(len(batch[0]), 1)
 
 
@@ -86,6 +91,6 @@ if __name__ == "__main__":
     main(
         {
             "gradients": Variant(gradients, SETTINGS, "gradients"),
-            "projected": Variant(projected, PROJECTED, "features", slow=True),
+            "projected": Variant(projected, PROJECTED, "dense-features", slow=True),
         }
     )

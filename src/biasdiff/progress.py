@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -31,7 +32,8 @@ def configure(*, silent: bool = False, quiet: bool = False) -> None:
         silent: Show nothing at all.
         quiet: Plain lines even on a terminal.
     """
-    _settings["silent"] = silent
+    # Of several processes that accelerate or torchrun started, one speaks.
+    _settings["silent"] = silent or os.environ.get("RANK", "0") != "0"
     _settings["plain"] = quiet or not sys.stderr.isatty()
 
 

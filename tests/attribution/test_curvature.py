@@ -277,6 +277,8 @@ def test_a_sample_is_a_train_set_of_its_own(
     found = corrected(model, encodings, directions, method, labels="empirical", sample=4, seed=7)
     alone = corrected(model, list(sample.encodings), directions, method, labels="empirical")
     assert max(departures(found, alone).values()) < 1e-9
+    other = corrected(model, encodings, directions, method, labels="empirical", sample=4, seed=8)
+    assert max(departures(found, other).values()) > 1e-3
     everything = corrected(model, encodings, directions, method, labels="empirical", sample=99)
     assert max(departures(found, everything).values()) > 1e-3
 
@@ -446,6 +448,26 @@ def test_examples_that_are_not_finite_are_named(
     assert "row-0" not in str(e.value)
     with pytest.raises(NonFiniteError, match=r"not finite for example 2"):
         corrected(model, given, directions, method, labels=labels)
+
+
+@BOTH
+@pytest.mark.parametrize("labels", ["sampled", "empirical"])
+def test_gradients_that_are_not_finite_are_named_where_losses_are(
+    adapted: Adapted, encodings: list[Encoding], method: str, labels: str
+) -> None:
+    model, _ = adapted("llama")
+
+    def spoil(_: Any, arguments: Any, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: gradient * float("inf"))
+
+    layer = model.get_base_model().model.layers[1]
+    layer.register_forward_hook(lambda _, x, y: spoil(_, x, y if isinstance(y, Tensor) else y[0]))
+    directions = random_directions(model, dtype=torch.float32)
+    with pytest.raises(
+        NonFiniteError, match=r"for example \d, (example \d, ){6}example \d and 2 m"
+    ):
+        corrected(model, encodings, directions, method, labels=labels, max_tokens=5000)
 
 
 @BOTH

@@ -5,6 +5,8 @@ Nothing heavy is imported before a verb runs, so that ``--help`` answers at once
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,7 +51,9 @@ app.add_typer(probe.app, name="probe")
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; of several processes that were started together, the first speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (for as long as the process lives)
     app()
 
 

@@ -18,7 +18,7 @@ def datainf_damping(total_squared_norm: float, count: int, dimension: int, facto
         total_squared_norm: Σ_i ‖g_i‖² of one weight.
         count: n.
         dimension: d, the number of the weight's entries.
-        factor: 0.1 in Kwon et al. 2024, section 4.
+        factor: 0.1 in Kwon et al. 2024 (DataInf).
     """
     return factor * total_squared_norm / (count * dimension)
 
@@ -41,7 +41,7 @@ def datainf_direction(directions: Tensor, correction: Tensor, count: int, dampin
     """Return (1/n) Σ_i (g_i g_iᵀ + λI)⁻¹ v, [d, k].
 
     By Sherman and Morrison this is (v - (1/n) Σ_i g_i (g_i · v) / (λ + ‖g_i‖²)) / λ. Source: Kwon
-    et al. 2024 (DataInf), Eq. 5.
+    et al. 2024 (DataInf), and the authors' code, which takes each LoRA matrix for a layer too.
 
     It stands for ((1/n) Σ_i g_i g_iᵀ + λI)⁻¹ v with mean and inverse swapped, which is exact for
     one example and worsens with d. Where ‖g_i‖² is well above λ, as it is with the paper's λ of
@@ -82,11 +82,10 @@ class EigenFactors:
 def eigenvectors(matrix: Tensor) -> Tensor:
     """Return the eigenvectors of a symmetric matrix in the columns, [d, d].
 
-    Decomposed in float64 and returned in the matrix's own dtype; rounding may have left the matrix
-    a little asymmetric.
+    Decomposed in float64 and returned in the matrix's own dtype. Only the lower triangle is looked
+    at, so it does not matter that rounding left the matrix a little asymmetric.
     """
-    doubled = matrix.double()
-    _, vectors = torch.linalg.eigh((doubled + doubled.T) / 2)
+    _, vectors = torch.linalg.eigh(matrix.double())
     return vectors.to(matrix.dtype)  # type: ignore[no-any-return]
 
 
@@ -94,7 +93,7 @@ def rotated_squares(gradients: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Return Σ_i (U_Sᵀ G_i U_A)² elementwise over a batch, [o, i].
 
     Its mean over examples is the diagonal of E[g gᵀ] in the eigenbasis: of all diagonals the one
-    nearest to it in Frobenius norm. Source: George et al. 2018 (EK-FAC), section 3.
+    nearest to it in Frobenius norm. Source: George et al. 2018 (EK-FAC).
 
     Args:
         gradients: G_i, [n, o, i].
@@ -105,17 +104,19 @@ def rotated_squares(gradients: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def ekfac_damping(factors: EigenFactors, factor: float) -> float:
-    """Return factor · mean Λ; the factor is 0.1 in Grosse et al. 2023, section 3.1."""
+    """Return factor · mean Λ; the factor is 0.1 in Grosse et al. 2023."""
     return factor * float(factors.eigenvalues.double().mean())
 
 
 def ekfac_direction(directions: Tensor, factors: EigenFactors, damping: float) -> Tensor:
     """Return U_S ((U_Sᵀ V U_A) / (Λ + damping)) U_Aᵀ for every direction, [d, k].
 
-    Source: Grosse et al. 2023, Eq. 20. It is the exact (F + damping · I)⁻¹ v where each example
-    has one token and its output gradient is independent of its input. It departs where tokens of
-    an example are correlated (Λ makes up for that on the diagonal only) and where the eigenvectors
-    come from fewer tokens than they have entries and so follow the sample's noise.
+    Source: George et al. 2018, Grosse et al. 2023; the same as kronfluence's ``ekfac``.
+
+    It is the exact (F + damping · I)⁻¹ v where each example has one token and its output gradient
+    is independent of its input. It departs where tokens of an example are correlated (Λ makes up
+    for that on the diagonal only) and where the eigenvectors come from fewer tokens than they have
+    entries and so follow the sample's noise.
 
     Args:
         directions: V flattened row by row, one per column, [o · i, k].
@@ -132,7 +133,7 @@ def ekfac_direction(directions: Tensor, factors: EigenFactors, damping: float) -
         return torch.zeros_like(directions)
     matrices = directions.double().T.reshape(-1, *eigenvalues.shape)
     rotated = left.T @ matrices @ right / (eigenvalues + _not_negative(damping))
-    return (left @ rotated @ right.T).flatten(1).T.to(directions.dtype)
+    return (left @ rotated @ right.T).flatten(1).T.to(directions.dtype).contiguous()
 
 
 def drawn_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:

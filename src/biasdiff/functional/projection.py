@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Literal, Protocol
 
 import torch
@@ -56,9 +57,8 @@ class NoProjection:
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self.dimensions = sum(sizes.values())
         self._sizes = dict(sizes)
-        self._first: dict[str, int] = {}
-        for name, size in sizes.items():
-            self._first[name] = sum(self._sizes[other] for other in self._first)
+        ends = list(accumulate(sizes.values()))
+        self._first = dict(zip(sizes, [0, *ends], strict=False))
 
     def add_to(self, out: Tensor, name: str, rows: Tensor) -> None:
         """Add the rows at the parameter's place, see `Projection.add_to`."""
@@ -261,13 +261,14 @@ def hashed(key: int, counters: Tensor) -> Tensor:
 
 def sign_table() -> Tensor:
     """Return the eight signs that each byte stands for, lowest bit first, [256, 8]."""
-    return ((torch.arange(256)[:, None] >> torch.arange(8)) & 1) * 2.0 - 1.0
+    bits = torch.arange(256)[:, None].bitwise_right_shift(torch.arange(8)).bitwise_and(1)
+    return bits.float() * 2 - 1
 
 
 def normal_table() -> Tensor:
     """Return 65,536 equally likely values close to normal, of mean 0 and variance 1."""
     levels = (torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16
-    quantiles = torch.special.ndtri(levels)
+    quantiles: Tensor = torch.special.ndtri(levels)
     quantiles = (quantiles - quantiles.flip(0)) / 2  # exactly symmetric
     return (quantiles / quantiles.square().mean().sqrt()).float()
 
@@ -277,7 +278,7 @@ def _signed(word: int) -> int:
 
 
 def _shifted(words: Tensor, bits: int) -> Tensor:
-    return (words >> bits) & (2 ** (64 - bits) - 1)
+    return words.bitwise_right_shift(bits).bitwise_and(2 ** (64 - bits) - 1)
 
 
 def _check_shapes(out: Tensor, name: str, rows: Tensor, k: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from biasdiff.errors import ArtifactError
 from biasdiff.pipeline.versions import git_revision, library_versions
 from biasdiff.progress import say
+from biasdiff.training import processes
 
 FINGERPRINT_FILE = "fingerprint.json"
 STAGE_FILE = "stage.json"
@@ -37,6 +38,8 @@ class Artifact:
         settings: Resolved settings that the output depends on, JSON values only.
         inputs: Fingerprint of every input, by role.
         build: Writes the payload into the folder it is given, going on with what it finds there.
+        shared: Whether several processes, where they were started, build it together; else the
+            first one does and the others wait.
     """
 
     stage: str
@@ -44,6 +47,7 @@ class Artifact:
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
     build: Callable[[Path], None]
+    shared: bool = False
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -77,6 +81,23 @@ class Artifact:
             ArtifactError: If the folder holds something else, or work made from other settings or
                 inputs; the differences are listed.
         """
+        if processes.is_first():
+            self._prepare(force=force)
+        processes.wait_for_all()
+        if self.folder.exists():
+            return self.folder
+        began = time.perf_counter()
+        if self.shared or processes.is_first():
+            self.build(self.part)
+        gc.collect()  # models sit in reference cycles; two at once would double the memory
+        processes.wait_for_all()
+        if processes.is_first():
+            self._finish(time.perf_counter() - began)
+        processes.wait_for_all()
+        return self.folder
+
+    def _prepare(self, *, force: bool) -> None:
+        """Clear the way for the work, or see that there is none to do."""
         for folder in (self.folder, self.part):
             if folder.exists() and not (folder / FINGERPRINT_FILE).is_file():
                 self._clear_empty(folder)
@@ -91,14 +112,12 @@ class Artifact:
                 shutil.rmtree(folder)
         if self.folder.exists():
             say(f"{self.stage}: complete, nothing to do")
-            return self.folder
+            return
         say(f"{self.stage}: {'going on' if self.part.exists() else 'started'}")
-        began = time.perf_counter()
         self.part.mkdir(parents=True, exist_ok=True)
         write_json(self.part / FINGERPRINT_FILE, self.fingerprint)
-        self.build(self.part)
-        gc.collect()  # models sit in reference cycles; two at once would double the memory
-        seconds = time.perf_counter() - began
+
+    def _finish(self, seconds: float) -> None:
         record = self.fingerprint | {
             "seconds": round(seconds, 2),
             "versions": library_versions(),
@@ -107,7 +126,6 @@ class Artifact:
         write_json(self.part / STAGE_FILE, record)
         self.part.rename(self.folder)
         say(f"{self.stage}: done in {seconds:.0f} s")
-        return self.folder
 
     def _clear_empty(self, folder: Path) -> None:
         """Remove an empty folder; never touch one that holds what biasdiff did not write."""

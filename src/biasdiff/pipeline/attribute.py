@@ -142,7 +142,7 @@ def plan_attribute(
             _write_record(folder, settings, section.estimator, examples, pairs, timing)
             shutil.rmtree(folder / "chunks", ignore_errors=True)
 
-    return Artifact("attribute", Path(out), settings, inputs, build)
+    return Artifact("attribute", Path(out), settings, inputs, build, shared=True)
 
 
 def _write_record(

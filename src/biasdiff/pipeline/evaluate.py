@@ -37,6 +37,7 @@ from biasdiff.pipeline.mixture import mixture_of
 from biasdiff.pipeline.versions import library_versions
 from biasdiff.progress import say
 from biasdiff.results import Metric
+from biasdiff.training import processes
 
 EVALUATION_FILE = "evaluation.json"
 PREFERENCE, PERPLEXITY = evaluation_pairs.BENCHMARK.name, perplexity.PERPLEXITY.name
@@ -113,7 +114,7 @@ def plan_evaluate(
         record, frames = _measure(base, pairs, texts, config)
         write_evaluation(folder / EVALUATION_FILE, {"model": name} | record, frames)
 
-    return Artifact(f"evaluate ({name})", Path(out), settings, inputs, build)
+    return Artifact(f"evaluate ({name})", Path(out), settings, inputs, build, shared=True)
 
 
 def available_benchmarks(
@@ -148,6 +149,8 @@ def write_evaluation(
     path: Path, record: dict[str, Any], frames: Mapping[str, pd.DataFrame]
 ) -> None:
     """Write the record as JSON and each benchmark's per-example scores beside it."""
+    if not processes.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     for name, frame in frames.items():
         frame.to_parquet(scores_path(path, name))

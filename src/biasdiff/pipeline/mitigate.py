@@ -30,6 +30,7 @@ from biasdiff.pipeline.base_model import (
     model_settings,
 )
 from biasdiff.pipeline.warmup import LOG_FILE, lora_settings, training_settings
+from biasdiff.training import processes
 from biasdiff.training.fine_tuning import RESUME_FOLDER
 from biasdiff.training.warmup import CHECKPOINTS
 
@@ -111,6 +112,8 @@ def plan_mitigate(
         debiased, log = METHODS[method](
             base, biased, encodings, [e.id for e in examples], selected, config, folder
         )
+        if not processes.is_first():
+            return
         save_adapter(debiased, folder)
         write_json(
             folder / LOG_FILE,
@@ -119,7 +122,7 @@ def plan_mitigate(
         for leftover in (CHECKPOINTS, RESUME_FOLDER):
             shutil.rmtree(folder / leftover, ignore_errors=True)
 
-    return Artifact(f"mitigate ({method})", Path(out), settings, inputs, build)
+    return Artifact(f"mitigate ({method})", Path(out), settings, inputs, build, shared=True)
 
 
 def check_method(method: str) -> None:

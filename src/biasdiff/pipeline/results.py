@@ -6,17 +6,20 @@ Everything but ``timings`` and ``versions`` depends on settings and inputs alone
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from biasdiff.attribution.registry import ESTIMATORS
 from biasdiff.data.records import TrainExample, load_train_set
 from biasdiff.errors import ArtifactError
 from biasdiff.evaluation.detection import detection_curve, detection_metrics
 from biasdiff.evaluation.registry import BENCHMARKS
 from biasdiff.pipeline.artifacts import STAGE_FILE, read_json
 from biasdiff.pipeline.attribute import (
+    EXPLANATIONS_FILE,
     RECORD_FILE,
     SCORES_FILE,
     chosen_estimators,
@@ -80,6 +83,8 @@ def gather(layout: RunLayout) -> dict[str, Any]:
         else {name: detection_curve(values, truth) for name, values in columns.items()},
         "score_distribution": _distribution(scores, examples, known=known),
         "examples": _extremes(scores, examples, selection),
+        "explanations": _explanations(attribution),
+        "baselines": [n for n, e in ESTIMATORS.items() if getattr(e, "is_baseline", False)],
         "settings": config.model_dump(mode="json"),
         "versions": library_versions(),
         "timings": _timings(layout, record),
@@ -165,6 +170,12 @@ def _extremes(
         "most": [shown(int(row)) for row in order[:EXAMPLES_SHOWN]],
         "least": [shown(int(row)) for row in order[::-1][:EXAMPLES_SHOWN]],
     }
+
+
+def _explanations(folder: Path) -> list[dict[str, Any]]:
+    """Return the examples that attribution took apart by tokens, none where it was not asked to."""
+    file = folder / EXPLANATIONS_FILE
+    return read_json(file)["examples"] if file.is_file() else []
 
 
 def _timings(layout: RunLayout, attribution: dict[str, Any]) -> dict[str, Any]:

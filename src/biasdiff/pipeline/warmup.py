@@ -11,6 +11,7 @@ from biasdiff.models.loading import resolve_model
 from biasdiff.models.lora import LoraSettings, add_adapter
 from biasdiff.pipeline.artifacts import Artifact, file_fingerprint, write_json
 from biasdiff.pipeline.base_model import load_base, model_settings
+from biasdiff.training import processes
 from biasdiff.training.fine_tuning import TrainingSettings
 from biasdiff.training.warmup import stratified_sample, warm_up
 
@@ -59,7 +60,8 @@ def plan_warmup(model: str, train: str | Path, out: str | Path, *, config: Confi
             training_settings(config.warmup, seed=config.seed),
             folder,
         )
-        write_json(folder / LOG_FILE, {"examples": len(examples), "epochs": log})
+        if processes.is_first():
+            write_json(folder / LOG_FILE, {"examples": len(examples), "epochs": log})
 
     return Artifact(
         "warmup",
@@ -67,6 +69,7 @@ def plan_warmup(model: str, train: str | Path, out: str | Path, *, config: Confi
         warmup_settings(config),
         {"model": source.fingerprint, "train": file_fingerprint(train)},
         build,
+        shared=True,
     )
 
 

@@ -28,7 +28,6 @@ COLOURS = ("#0072b2", "#d55e00", "#00805e", "#8f4a9c", "#a07400", "#4a8fc0")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "x")
 DASHES = ("solid", "dash", "dot", "dashdot")
 INK, MUTED, GRID = "#1c2430", "#5b6675", "#e3e7ec"
-BASELINES = ("random", "length", "bag_of_words")
 _ABSENT: MetricRecord = {"value": None, "n": 0}
 
 
@@ -166,10 +165,11 @@ def _interval_trace(groups: Sequence[str], one: _Series, key: str, offset: float
 
 def _curve_figure(results: Mapping[str, Any], key: str) -> Figure:
     data = []
-    estimators = [name for name in results["curves"] if name not in BASELINES]
+    baselines = [name for name in results["curves"] if name in results["baselines"]]
+    estimators = [name for name in results["curves"] if name not in baselines]
     for name, curve in results["curves"].items():
-        baseline = name in BASELINES
-        rank = BASELINES.index(name) if baseline else estimators.index(name)
+        baseline = name in baselines
+        rank = baselines.index(name) if baseline else estimators.index(name)
         data.append(
             {
                 "type": "scatter",
@@ -179,7 +179,7 @@ def _curve_figure(results: Mapping[str, Any], key: str) -> Figure:
                 "y": list(curve[key]),
                 "line": {
                     "color": "#7b8694" if baseline else COLOURS[rank % len(COLOURS)],
-                    "dash": DASHES[1 + rank] if baseline else "solid",
+                    "dash": DASHES[1 + rank % (len(DASHES) - 1)] if baseline else "solid",
                     "width": 1.6 if baseline else 2.4,
                 },
                 "hovertemplate": "%{x:.0f} % selected: %{y:.1f} %",

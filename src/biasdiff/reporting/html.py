@@ -55,6 +55,7 @@ def render_html(results: dict[str, Any]) -> str:
             differences=list(_difference_rows(results)),
             detection=_detection_table(results),
             examples={side: _example_rows(rows) for side, rows in results["examples"].items()},
+            explanations=[_explanation(one) for one in results.get("explanations", [])],
             settings=list(_flat(results["settings"])),
             timings=list(_timing_rows(results["timings"])),
             figures=figures,
@@ -224,6 +225,26 @@ def _example_rows(examples: Sequence[Mapping[str, Any]]) -> list[Row]:
         }
         for example in examples
     ]
+
+
+def _explanation(example: Mapping[str, Any]) -> Row:
+    """Return tokens, each with the strength of its colour: 60 for the strongest of the example."""
+    values = example["contributions"]
+    strongest = max((abs(value) for value in values), default=0.0) or 1.0
+    return {
+        "row": example["row"],
+        "score": _minus(_significant(example["score"])),
+        "momentum": _minus(_significant(example["momentum"])),
+        "tokens": [
+            {
+                "text": text,
+                "value": _minus(_significant(value)),
+                "side": "up" if value > 0 else "down",
+                "strength": round(60 * abs(value) / strongest),
+            }
+            for text, value in zip(example["tokens"], values, strict=True)
+        ],
+    }
 
 
 def _truth(example: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 from biasdiff.data.batching import Batch
 from biasdiff.errors import NonFiniteError
 from biasdiff.progress import Task, task
+from biasdiff.training import processes
 
 BatchLoss = Callable[[Any, Batch, "Tensor | int | None"], Tensor]
 """``(model, batch, target tokens of the whole accumulated batch) -> scalar loss``."""
@@ -80,7 +81,9 @@ def fine_tune(
     """Train the model's adapter in place and return the loss log.
 
     An interrupted run continues after its last whole epoch, with the optimizer, the schedule and
-    the random state as they were, and ends with the same weights as an undisturbed one.
+    the random state as they were, and ends with the same weights as an undisturbed one. Several
+    processes share each batch; a last batch that they cannot share evenly is filled up with
+    examples from the beginning.
 
     Args:
         model: PEFT model with a trainable adapter.
@@ -120,6 +123,9 @@ def fine_tune(
         label_names=["labels"],
         use_cpu=next(model.parameters()).device.type == "cpu",
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
+        # Each of several processes takes its part of a batch, so that steps are those of one.
+        accelerator_config={"split_batches": processes.count() > 1},
     )
     with task(description, steps_an_epoch * settings.epochs) as progress:
         trainer = _AdapterTrainer(
@@ -137,7 +143,7 @@ def fine_tune(
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
-    shutil.rmtree(work, ignore_errors=True)
+    processes.first_only(lambda: shutil.rmtree(work, ignore_errors=True))
     model.eval()
     return log
 
@@ -209,6 +215,8 @@ class _AdapterTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         loss = self._loss(model, inputs, num_items_in_batch)
+        if self.loss_is_scaled_for_ga:  # its denominator counts the targets of all processes
+            loss = loss * processes.count()
         if not torch.isfinite(loss):
             names = [self._items.names[i] for i in inputs["index"].tolist()]
             shown = ", ".join(names[:16]) + (" ..." if len(names) > 16 else "")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 def _state() -> Any:
@@ -18,7 +20,8 @@ def _state() -> Any:
         return None
     from accelerate import PartialState
 
-    return PartialState()
+    # The others wait while one trains, which may take longer than torch's own limit of minutes.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
 
 
 def count() -> int:
@@ -38,6 +41,13 @@ def is_first() -> bool:
     return number() == 0
 
 
+def first_only(work: Callable[[], None]) -> None:
+    """Let the first process do something that the others wait for."""
+    if is_first():
+        work()
+    wait_for_all()
+
+
 def share(items: Sequence[Item]) -> list[Item]:
     """Return every k-th item from this process's number on, of k processes."""
     return list(items[number() :: count()])
@@ -48,6 +58,18 @@ def wait_for_all() -> None:
     state = _state()
     if state is not None:
         state.wait_for_everyone()
+
+
+def gather(found: dict[int, Found]) -> dict[int, Found]:
+    """Return what all processes have found, by number."""
+    if _state() is None:
+        return found
+    from accelerate.utils import gather_object
+
+    merged: dict[int, Found] = {}
+    for part in gather_object([found]):
+        merged |= part
+    return merged
 
 
 def add_up(tensor: Tensor) -> None:

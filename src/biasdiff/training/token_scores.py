@@ -16,6 +16,7 @@ from biasdiff.errors import NonFiniteError
 from biasdiff.functional.losses import IGNORED
 from biasdiff.functional.token_alignment import shared_prefix
 from biasdiff.progress import task
+from biasdiff.training import processes
 
 Floats = NDArray[np.float64]
 Pair = tuple[Encoding, Encoding]
@@ -44,10 +45,11 @@ def score_tokens(
         NonFiniteError: If a value is NaN or infinite; the text is named by its number.
     """
     device = next(model.parameters()).device
-    found: list[Floats] = [np.empty(0)] * len(encodings)
+    found: dict[int, Floats] = {}
     model.eval()
+    batches = token_budget_batches([len(e) for e in encodings], max_tokens=max_tokens)
     with task(description, len(encodings)) as progress, torch.inference_mode():
-        for members in token_budget_batches([len(e) for e in encodings], max_tokens=max_tokens):
+        for members in processes.share(batches):
             batch = make_batch([encodings[i] for i in members], device=device)
             inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids")}
             logits = model(**inputs, use_cache=False).logits
@@ -57,8 +59,9 @@ def score_tokens(
             for index, part in zip(members, np.split(values, np.cumsum(counts)[:-1]), strict=True):
                 found[index] = part
             progress.advance(len(members))
-    _require_finite([(i, values) for i, values in enumerate(found)])
-    return found
+    found = processes.gather(found)
+    _require_finite(sorted(found.items()))
+    return [found[index] for index in range(len(encodings))]
 
 
 def log_likelihoods(
@@ -152,30 +155,33 @@ def _score_shared(
     """Score groups with their beginnings shared; None if the model does not follow the mask."""
     prefixes = [common_prefix(group) for group in groups]
     widths = [p + sum(len(e) - p for e in group) for group, p in zip(groups, prefixes, strict=True)]
-    found: list[list[Floats]] = [[]] * len(groups)
+    batches = token_budget_batches(widths, max_tokens=max_tokens)
     model.eval()
-    checked = False
+    if not _agrees(model, [(groups[i], prefixes[i]) for i in batches[0]], max_tokens):
+        return None
+    found: dict[int, list[Floats]] = {}
     with task(description, len(groups)) as progress, torch.inference_mode():
-        for members in token_budget_batches(widths, max_tokens=max_tokens):
-            chosen = [(groups[i], prefixes[i]) for i in members]
-            try:
-                scores = _batch(model, chosen)
-            except (ValueError, RuntimeError, TypeError):
-                if checked:
-                    raise
-                return None
-            if not checked:
-                texts = [e for i in members for e in groups[i]]
-                plain = np.concatenate(score_tokens(model, texts, max_tokens=max_tokens))
-                ours = np.concatenate([values for group in scores for values in group])
-                if not np.allclose(ours, plain, atol=_TOLERANCE, rtol=_TOLERANCE):
-                    return None
-                checked = True
-            for index, group_scores in zip(members, scores, strict=True):
-                found[index] = group_scores
+        for members in processes.share(batches):
+            scores = _batch(model, [(groups[i], prefixes[i]) for i in members])
+            found |= zip(members, scores, strict=True)
             progress.advance(len(members))
-    _require_finite([(i, values) for i, group in enumerate(found) for values in group])
-    return found
+    found = processes.gather(found)
+    whole = [found[index] for index in range(len(groups))]
+    _require_finite([(i, values) for i, group in enumerate(whole) for values in group])
+    return whole
+
+
+@torch.inference_mode()
+def _agrees(model: Any, chosen: Sequence[tuple[Group, int]], max_tokens: int) -> bool:
+    """Find out whether a model scores a batch with shared beginnings as it does plainly."""
+    try:
+        scores = _batch(model, chosen)
+    except (ValueError, RuntimeError, TypeError):
+        return False
+    texts = [encoding for group, _ in chosen for encoding in group]
+    plain = np.concatenate(score_tokens(model, texts, max_tokens=max_tokens))
+    ours = np.concatenate([values for group in scores for values in group])
+    return bool(np.allclose(ours, plain, atol=_TOLERANCE, rtol=_TOLERANCE))
 
 
 def _batch(model: Any, chosen: Sequence[tuple[Group, int]]) -> list[list[Floats]]:

@@ -15,6 +15,7 @@ from biasdiff.data.batching import Batch, make_batch
 from biasdiff.data.encoding import Encoding
 from biasdiff.data.records import TrainExample
 from biasdiff.functional.losses import example_losses, target_counts, token_log_probs
+from biasdiff.training import processes
 from biasdiff.training.checkpoints import CheckpointInfo, live_adam_state, save_checkpoint
 from biasdiff.training.fine_tuning import (
     RESUME_FOLDER,
@@ -85,6 +86,8 @@ def warm_up(
     """
 
     def keep(epoch: int, step: int, rate: float, optimizer: torch.optim.Optimizer) -> None:
+        if not processes.is_first():
+            return
         adam = live_adam_state(model, optimizer)
         info = CheckpointInfo(
             epoch=epoch,

@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from biasdiff.attribution.features.durable import write_at
+
 JOURNAL_FILE = "journal.jsonl"
 
 
@@ -30,14 +32,10 @@ class Journal:
     def append(self, rows: Sequence[int], checksums: Sequence[int]) -> None:
         """Add a batch; once this returns it survives a crash. Call it after the rows are synced."""
         line = json.dumps({"rows": list(rows), "crc32": list(checksums)}) + "\n"
-        view = memoryview(line.encode())
-        place = self._length
-        while view:
-            written = os.pwrite(self._file, view, place)
-            view, place = view[written:], place + written
+        write_at(self._file, line.encode(), self._length)
         os.fsync(self._file)
         # Only now, so that half a line of a full disk is overwritten by the next attempt.
-        self._length = place
+        self._length += len(line)
         self.checksums.update(zip(rows, checksums, strict=True))
 
     def close(self) -> None:

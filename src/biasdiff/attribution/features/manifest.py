@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from biasdiff.attribution.features.durable import write_whole
 from biasdiff.attribution.features.shards import STORAGE_TYPES, ShardLayout, StorageType
 from biasdiff.errors import DataError
 
@@ -77,7 +77,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write the manifest so that it is never seen half-written."""
         record = {**self.entries, "shards": [vars(shard) for shard in self.shards]}
-        write_durably(folder / MANIFEST_FILE, json.dumps(record, indent=2, allow_nan=False) + "\n")
+        write_whole(folder / MANIFEST_FILE, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -150,23 +150,35 @@ def check_same(folder: Path, found: Manifest, wanted: Manifest) -> None:
     check_entries(folder, found, {**expected, **strays})
 
 
-def checked_made_from(made_from: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy as JSON gives it back.
+def planned_manifest(
+    made_from: Mapping[str, Any],
+    ids: Sequence[str],
+    k: int,
+    *,
+    dtype: StorageType,
+    normalised: bool,
+    shard_bytes: int,
+) -> Manifest:
+    """Return the manifest of a store that is yet to be written, see `FeatureWriter`.
 
     Raises:
-        ValueError: If an entry is missing, reserved or no JSON value.
+        ValueError: If there is nothing to store, or ``made_from`` lacks an entry, sets one that the
+            store writes itself, or is no JSON.
     """
-    missing = [key for key in MADE_FROM if key not in made_from]
-    reserved = [key for key in made_from if key in OWN]
-    if missing or reserved:
+    if not ids or k < 1 or dtype not in STORAGE_TYPES:
         raise ValueError(
-            f"the manifest lacks {missing} and sets {reserved}, expected all of {MADE_FROM} and "
-            "none of what the store writes itself."
+            f"a store of {len(ids)} rows with {k} numbers as {dtype}, expected at least 1 of both "
+            f"as one of {', '.join(STORAGE_TYPES)}."
         )
-    try:
-        return json.loads(json.dumps(dict(made_from), allow_nan=False))  # type: ignore[no-any-return]
-    except TypeError as error:
-        raise ValueError(f"the manifest must hold JSON values only: {error}.") from error
+    sha256 = hashlib.sha256(ids_text(ids).encode()).hexdigest()
+    rows = len(ids)
+    manifest = Manifest(_checked(made_from), rows, k, dtype, normalised, sha256, ())
+    each = max(1, shard_bytes // (4 + manifest.layout(Shard("", 0, 1)).row_bytes))
+    shards = [
+        Shard(f"features-{number:05d}.safetensors", first, min(each, rows - first))
+        for number, first in enumerate(range(0, rows, each))
+    ]
+    return replace(manifest, shards=tuple(shards))
 
 
 def ids_text(ids: Sequence[str]) -> str:
@@ -191,14 +203,18 @@ def read_ids(folder: Path, manifest: Manifest) -> list[str]:
     return json.loads(content)  # type: ignore[no-any-return]
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write a file so that it is on disk, and whole, once it is seen under its name."""
-    work = path.with_name(path.name + ".tmp")
-    with work.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    work.rename(path)
+def _checked(made_from: Mapping[str, Any]) -> dict[str, Any]:
+    missing = [key for key in MADE_FROM if key not in made_from]
+    reserved = [key for key in made_from if key in OWN]
+    if missing or reserved:
+        raise ValueError(
+            f"the manifest lacks {missing} and sets {reserved}, expected all of {MADE_FROM} and "
+            "none of what the store writes itself."
+        )
+    try:
+        return json.loads(json.dumps(dict(made_from), allow_nan=False))  # type: ignore[no-any-return]
+    except TypeError as error:
+        raise ValueError(f"the manifest must hold JSON values only: {error}.") from error
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

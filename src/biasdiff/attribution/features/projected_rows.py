@@ -1,4 +1,4 @@
-"""Projects the gradients of batch after batch, and brings batches together where that is cheaper."""
+"""Projects the gradients of batch after batch, several together where that is cheaper."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ProjectedRows:
         self._waiting: dict[str, list[Tensor]] = {}
         self._finished: list[Tensor] = []
         self._current: Tensor | None = None
-        self._held = self._before = self._largest = 0
+        self._held = self._batch = self._largest = 0  # bytes
         self._seen: set[str] = set()
         self._parameters: set[str] | None = None
         self.rows = 0
@@ -48,9 +48,11 @@ class ProjectedRows:
                 "once for each parameter: call end_batch between batches."
             )
         self._seen.add(name)
+        size = rows.numel() * rows.element_size()
+        self._batch += size
         if self._projection.repeats_work:
             self._waiting.setdefault(name, []).append(rows)
-            self._held += rows.numel() * rows.element_size()
+            self._held += size
         else:
             self._projection.add_to(self._current, name, rows)
 
@@ -69,8 +71,7 @@ class ProjectedRows:
         self.rows += len(self._current)
         self._finished.append(self._current)
         self._current = None
-        self._largest = max(self._largest, self._held - self._before)
-        self._before = self._held
+        self._largest, self._batch = max(self._largest, self._batch), 0
 
     @property
     def is_full(self) -> bool:
@@ -89,7 +90,7 @@ class ProjectedRows:
         for name, parts in self._waiting.items():
             self._add_waiting(features, name, parts)
         self._waiting, self._finished = {}, []
-        self._held = self._before = self.rows = 0
+        self._held = self.rows = 0
         return features
 
     def _add_waiting(self, features: Tensor, name: str, parts: list[Tensor]) -> None:

@@ -22,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from biasdiff.attribution.features.durable import write_at
+
 StorageType = Literal["float32", "float16", "bfloat16"]
 STORAGE_TYPES: dict[str, tuple[str, torch.dtype, type[np.generic]]] = {
     "float32": ("F32", torch.float32, np.float32),
@@ -140,17 +142,9 @@ def write_rows(
     write_at(file, norms.tobytes(), len(layout.header) + 4 * first)
 
 
-def write_at(file: int, content: bytes, place: int) -> None:
-    """Write all of ``content`` at a place of a file."""
-    view = memoryview(content)
-    while view:
-        written = os.pwrite(file, view, place)
-        view, place = view[written:], place + written
-
-
-def row_checksum(features: NDArray[Any], norm: NDArray[Any]) -> int:
+def row_checksum(features: NDArray[Any], norm: np.float32) -> int:
     """Return the CRC-32 of a stored row and its norm."""
-    return zlib.crc32(norm.tobytes(), zlib.crc32(features))
+    return zlib.crc32(norm.tobytes(), zlib.crc32(features.data))
 
 
 def checksum(
@@ -169,42 +163,37 @@ def checksum(
     with path.open("rb", buffering=0) as file:
         digest.update(file.read(len(layout.header)))
         norms = np.frombuffer(file.read(layout.norm_bytes), np.float32)
-        digest.update(norms)
+        digest.update(norms.data)
     for start, block in stored_blocks(path, layout, max(1, READ_BYTES // layout.row_bytes)):
-        digest.update(block)
+        digest.update(block.data)
         changed += [
             start + i
             for i in range(len(block))
-            if start + i in rows
-            and row_checksum(block[i], norms[start + i : start + i + 1]) != rows[start + i]
+            if start + i in rows and row_checksum(block[i], norms[start + i]) != rows[start + i]
         ]
     return digest.hexdigest(), changed
 
 
-def stored_blocks(
-    path: Path, layout: ShardLayout, rows: int, *, buffers: int = 1
-) -> Iterator[tuple[int, NDArray[Any]]]:
+def stored_blocks(path: Path, layout: ShardLayout, rows: int) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield the stored features in blocks of ``rows``, with the number of the first row.
 
-    Read into buffers that are used again: on a warm file that is twice as fast as a memory map,
-    whose pages must each be mapped, and a truncated file cannot end the process.
+    Each is read into the place of the one before: on a warm file that is twice as fast as a memory
+    map, whose pages must each be mapped, and a truncated file cannot end the process.
 
     Args:
         path: Of the shard.
         layout: Of the shard.
         rows: In a block.
-        buffers: Blocks that stay valid while the next ones are read.
 
     Raises:
         EOFError: If the file ends early.
     """
-    space = [np.empty((min(rows, layout.rows), layout.k), layout.numpy_type)] * 1
-    space += [np.empty_like(space[0]) for _ in range(buffers - 1)]
+    space = np.empty((min(rows, layout.rows), layout.k), layout.numpy_type)
     with path.open("rb", buffering=0) as file:
         file.seek(layout.features_at)
-        for number, start in enumerate(range(0, layout.rows, rows)):
-            block = space[number % buffers][: layout.rows - start]
-            view = memoryview(block).cast("B")
+        for start in range(0, layout.rows, rows):
+            block = space[: layout.rows - start]
+            view = block.view(np.uint8).data.cast("B")
             while view:
                 read = file.readinto(view)
                 if not read:
