@@ -30,8 +30,8 @@ def collate(sentences: list[list[int]]) -> dict[str, Tensor]:
 
 def cached(job: Job, model: Any, setting: Setting, make: Any) -> Pass:
     """Return a pass that fills dattri's cache; projection matrices are made once, before."""
-    # Its compressors are compiled anew for every module and shape until torch gives up.
-    torch._dynamo.config.disable = not setting["compile"]
+    # Its compressors are compiled: anew for each module and shape, until torch gives up.
+    torch.compiler.set_stance("default" if setting["compile"] else "force_eager")
     layers = [
         n for n, _ in model.named_modules() if n.endswith(("lora_A.default", "lora_B.default"))
     ]

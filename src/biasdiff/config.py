@@ -111,6 +111,16 @@ class AttributionConfig(Section):
     )
 
 
+class FeaturesConfig(Section):
+    """How gradient features are stored."""
+
+    train_side: str = Field("sgd", description="sgd, less, adam or adam_v")
+    projection: Literal["none", "sjlt", "rademacher", "gaussian"] = "sjlt"
+    dimensions: Count = 8192
+    nonzeros: Count = Field(1, description="of sjlt, in each coordinate's column")
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+
+
 class SelectionConfig(Section):
     """How many examples are taken as biased."""
 
@@ -158,6 +168,7 @@ class Config(Section):
     lora: LoraConfig = LoraConfig()
     warmup: WarmupConfig = WarmupConfig()
     attribution: AttributionConfig = AttributionConfig()
+    features: FeaturesConfig = FeaturesConfig()
     selection: SelectionConfig = SelectionConfig()
     mitigation: MitigationConfig = MitigationConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -111,6 +111,17 @@ def example_results(
         "curves": _curves() if truth else None,
         "score_distribution": _scores(bias_types if truth else ()),
         "examples": {"most": _examples(1, truth), "least": _examples(-1, truth)},
+        "baselines": ["random", "length", "bag_of_words"],
+        "explanations": [
+            {
+                "id": "row-3",
+                "row": 3,
+                "score": 0.25,
+                "momentum": 0.05,
+                "tokens": ["<b>", " nurse", "s"],
+                "contributions": [0.3, -0.1, 0.0],
+            }
+        ],
         "settings": {
             "seed": 0,
             "model": {"name": "smollm2-135m", "dtype": "float32", "max_tokens": 4096},

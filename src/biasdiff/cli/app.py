@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from biasdiff.cli import data, probe
+from biasdiff.cli import data, features, probe
 from biasdiff.cli.errors import guarded
 from biasdiff.cli.options import (
     Adapter,
@@ -48,6 +48,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(probe.app, name="probe")
+app.add_typer(features.app, name="features")
 
 
 def main() -> None:
@@ -139,6 +140,10 @@ def attribute(
     out: OutFolder = None,
     run: RunFolder = None,
     adapter: Adapter = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--features", help="Store of 'features build' to score from."),
+    ] = None,
     estimator: Estimator = None,
     also: Also = None,
     train_side: TrainSide = None,
@@ -207,6 +212,7 @@ def attribute(
         str(probe),
         str(out),
         adapter=adapter,
+        features=store,
         config=chosen,
         force=force,
     )

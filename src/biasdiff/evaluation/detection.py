@@ -31,14 +31,21 @@ def detection_metrics(
         ``coverage``: percentage of biased examples that are selected; ``precision``: percentage of
         selected examples that are biased; ``auroc`` and ``auprc`` (average precision), in [0, 1].
     """
-    top = np.argsort(-scores, kind="stable")[: max(1, round(fraction * len(scores)))]
-    hits, biased = int(truth[top].sum()), int(truth.sum())
-    metrics = {"coverage": _share(hits, biased), "precision": _share(hits, len(top))}
+    metrics = selection_metrics(scores, truth, fraction=fraction)
     draw = np.random.default_rng(seed)
     resamples = [draw.integers(0, len(scores), len(scores)) for _ in range(RESAMPLES)]
     for name, function in (("auroc", auroc), ("auprc", average_precision_score)):
         metrics[name] = _area(function, scores, truth, resamples)
     return metrics
+
+
+def selection_metrics(
+    scores: NDArray[np.float64], truth: NDArray[np.int64], *, fraction: float
+) -> dict[str, Metric]:
+    """Return coverage and precision as `detection_metrics` does, without the areas."""
+    top = np.argsort(-scores, kind="stable")[: max(1, round(fraction * len(scores)))]
+    hits, biased = int(truth[top].sum()), int(truth.sum())
+    return {"coverage": _share(hits, biased), "precision": _share(hits, len(top))}
 
 
 def detection_curve(

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from biasdiff.attribution.estimator import DirectEstimator, Estimator, GradientEstimator
 from biasdiff.attribution.explanation import explain_example
+from biasdiff.attribution.features.building import store_sums
 from biasdiff.attribution.gradient_pass import (
     Chosen,
     comparisons_of,
     gradient_sums,
     measured_in,
 )
-from biasdiff.attribution.material import EncodedProbes, Material
+from biasdiff.attribution.material import Material
 from biasdiff.attribution.parameters import LORA, chosen_parameters
 from biasdiff.attribution.registry import ESTIMATORS
 from biasdiff.attribution.scores import Scores, typed_scores
@@ -26,9 +28,7 @@ from biasdiff.attribution.scoring import Comparison, Pass
 from biasdiff.attribution.selection import select as select_examples
 from biasdiff.attribution.train_sides import NEEDS_ADAM, TRAIN_SIDES
 from biasdiff.config import SHIPPED, AttributionConfig, Config
-from biasdiff.data.draws import shipped_draw
-from biasdiff.data.encoding import encode_text, say_how_many_cut
-from biasdiff.data.probe import ProbePair, load_probe_pairs, require_twins
+from biasdiff.data.probe import ProbePair, require_twins
 from biasdiff.data.records import TrainExample, load_train_set
 from biasdiff.data.shipped_sets import PAIRS_FILE
 from biasdiff.errors import ConfigError, nearest
@@ -47,6 +47,8 @@ from biasdiff.pipeline.base_model import (
     load_base,
     model_settings,
 )
+from biasdiff.pipeline.features import features_made_from, open_features, projection_of
+from biasdiff.pipeline.probe_set import encode_probes, load_pairs
 from biasdiff.pipeline.versions import library_versions, peak_memory_bytes
 from biasdiff.pipeline.warmup import plan_warmup, warmup_settings
 from biasdiff.progress import say
@@ -66,6 +68,7 @@ def attribute(
     out: str | Path,
     *,
     adapter: str | Path | None = None,
+    features: str | Path | None = None,
     config: Config | None = None,
     force: bool = False,
 ) -> Path:
@@ -78,6 +81,8 @@ def attribute(
         out: Artifact folder: ``scores.parquet`` (``id``, ``row``, ``score``, ``score_<bias_type>``,
             ``selected``), ``attribute.json``, and ``scores-<estimator>.parquet`` of the others.
         adapter: Adapter or warm-up folder; without one, an adapter is warmed up first.
+        features: Store that `build_features` wrote at this adapter: the train set is scored from
+            it, up to its projection's error, and does not go through the model.
         config: Sections ``model``, ``data``, ``attribution`` and ``selection`` are used, and those
             of the warm-up where one is needed.
         force: Replace what was made from other settings.
@@ -90,7 +95,9 @@ def attribute(
         ModelError: If an estimator needs Adam moments that the adapter does not carry.
     """
     config = config or Config()
-    plan = plan_attribute(model, train, probe, out, adapter=adapter, config=config)
+    plan = plan_attribute(
+        model, train, probe, out, adapter=adapter, features=features, config=config
+    )
     return plan.make(force=force)
 
 
@@ -101,6 +108,7 @@ def plan_attribute(
     out: str | Path,
     *,
     adapter: str | Path | None,
+    features: str | Path | None = None,
     config: Config,
 ) -> Artifact:
     """Describe the attribution without running it."""
@@ -127,22 +135,73 @@ def plan_attribute(
             inputs[label] = folder_fingerprint(place)
     else:
         settings["warmup"] = warmup_settings(config)
+    store: Store | None = None
+    if features is not None:
+        _require_fit_for_store(adapter, estimators, config)
+        place = _checkpoints(str(adapter), section)[0]
+        settings["features"] = features_made_from(model, train, place, config)
+        store = Store(features, model, train, place)
 
     def build(folder: Path) -> None:
         examples = load_train_set(train, text_column=config.data.text_column)
-        pairs = shipped_draw("reference") if probe == SHIPPED else load_probe_pairs(probe)
+        pairs = load_pairs(probe)
         source_of_adapter: str | Path | None = adapter
         if source_of_adapter is None:
             warm = plan_warmup(model, train, folder / WARMUP_FOLDER, config=config)
             source_of_adapter = warm.make()
         places = _checkpoints(source_of_adapter, section)
         base = load_base(source, config.model)
-        timing = _score(base, places, examples, pairs, estimators, config, folder)
+        timing = _score(base, places, examples, pairs, estimators, config, folder, store)
         if processes.is_first():
             _write_record(folder, settings, section.estimator, examples, pairs, timing)
             shutil.rmtree(folder / "chunks", ignore_errors=True)
 
     return Artifact("attribute", Path(out), settings, inputs, build, shared=True)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where stored train features are, and what they must have been made from."""
+
+    folder: str | Path
+    model: str
+    train: str | Path
+    adapter: Path
+
+    def sums(
+        self, comparisons: Mapping[str, Comparison], model: Any, config: Config
+    ) -> dict[str, torch.Tensor]:
+        """Return what `score_train_set` would, up to the projection's error."""
+        opened = open_features(self.folder, self.model, self.train, self.adapter, config)
+        projection = projection_of(config, model)
+        return {
+            name: store_sums(opened, c.probe, projection, cosine=c.normalize != "none")
+            for name, c in comparisons.items()
+        }
+
+
+def _require_fit_for_store(
+    adapter: str | Path | None, estimators: Mapping[str, Estimator], config: Config
+) -> None:
+    """Refuse what stored features cannot give."""
+    section, side = config.attribution, config.features.train_side
+    problems = {
+        "no adapter is named": adapter is None,
+        "checkpoints is 'all'": section.checkpoints == "all",
+        f"group is {section.group}": section.group > 1,
+        f"parameters is {section.parameters!r}": section.parameters != LORA,
+    }
+    for name, estimator in estimators.items():
+        if isinstance(estimator, GradientEstimator):
+            own = _train_side(name, estimator, section)
+            problems[f"{name} has the train side {own!r}, the features {side!r}"] = own != side
+    found = [problem for problem, there in problems.items() if there]
+    if found:
+        raise ConfigError(
+            f"--features is given, and {found[0]}",
+            expected="estimators of the stored train side, at the one adapter they were made at",
+            remedy="set features.train_side and build such a store, or leave --features out",
+        )
 
 
 def _write_record(
@@ -246,6 +305,7 @@ def _score(
     estimators: Mapping[str, Estimator],
     config: Config,
     folder: Path,
+    store: Store | None,
 ) -> dict[str, float]:
     """Compute and write the scores of every estimator; return the timing of the gradient pass."""
     section = config.attribution
@@ -260,7 +320,7 @@ def _score(
         examples=examples,
         encodings=base.encode(examples, strict=config.data.strict),
         pairs=pairs,
-        probes=_encode_probes(base, pairs, twins=bool(twins)),
+        probes=encode_probes(base, pairs, twins=bool(twins)),
         aggregate=section.aggregate,
         seed=config.seed,
     )
@@ -278,7 +338,7 @@ def _score(
     }
     timing = {"seconds": 0.0, "examples": 0.0, "tokens": 0.0}
     if chosen:
-        timing = _score_by_gradients(base, places, material, chosen, config, folder)
+        timing = _score_by_gradients(base, places, material, chosen, config, folder, store)
     direct = {n: e for n, e in estimators.items() if isinstance(e, DirectEstimator)}
     if direct and processes.is_first():
         model = load_adapter(base.model, places[-1])
@@ -303,6 +363,7 @@ def _score_by_gradients(
     chosen: Mapping[str, Chosen],
     config: Config,
     folder: Path,
+    store: Store | None,
 ) -> dict[str, float]:
     """Score at every checkpoint; its weight is its epoch's mean learning rate (Eq. 5)."""
     section = config.attribution
@@ -328,7 +389,10 @@ def _score_by_gradients(
         work = folder / "chunks" / place.name if len(places) > 1 else folder / "chunks"
         work.mkdir(parents=True, exist_ok=True)
         comparisons = comparisons_of(at, chosen, how, adam)
-        sums, taken = gradient_sums(at, comparisons, how, work)
+        if store is None:
+            sums, taken = gradient_sums(at, comparisons, how, work)
+        else:
+            sums, taken = store.sums(comparisons, model, config), dict.fromkeys(timing, 0.0)
         timing = {key: timing[key] + taken[key] for key in timing}
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + weight * value.double().numpy()
@@ -396,18 +460,6 @@ def _write_scores(
     ]
     table.to_parquet(file.with_suffix(".tmp"))
     file.with_suffix(".tmp").rename(file)
-
-
-def _encode_probes(base: BaseModel, pairs: Sequence[ProbePair], *, twins: bool) -> EncodedProbes:
-    more = [encode_text(base.tokenizer, p.sent_more) for p in pairs]
-    less = [encode_text(base.tokenizer, p.sent_less) for p in pairs] if twins else []
-    say_how_many_cut([*more, *less], base.max_length)
-    return EncodedProbes(
-        more=[encoding.cut(base.max_length) for encoding in more],
-        less=[encoding.cut(base.max_length) for encoding in less],
-        bias_types=[pair.bias_type for pair in pairs],
-        names=[f"probe row {pair.row}" for pair in pairs],
-    )
 
 
 def _scores_table(examples: Sequence[TrainExample], scores: Scores) -> pd.DataFrame:
