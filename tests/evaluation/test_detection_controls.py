@@ -190,8 +190,8 @@ def test_resamples_of_one_class_give_nan() -> None:
         assert np.isnan(areas).tolist() == [True, True, False]
         assert areas[2] == 1
     coverage, precision = resampled_selection(scores, truth, counts, 0.3)
-    np.testing.assert_array_equal(coverage, [100 / 3, np.nan, 100])
-    np.testing.assert_array_equal(precision, [100, 0, 100])
+    np.testing.assert_allclose(coverage, [100 / 3, np.nan, 100])
+    np.testing.assert_allclose(precision, [100, 0, 100])
 
 
 def test_every_place_has_as_many_examples_as_its_draw() -> None:

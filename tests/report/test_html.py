@@ -262,7 +262,7 @@ def test_the_report_never_imports_torch() -> None:
 
 def test_tokens_of_explained_examples_are_shown_and_escaped() -> None:
     page = render_html(example_results())
-    assert '<span class="token up" style="--strength: 60%" title="0.3">&lt;b&gt;' in page
+    assert '<span class="token up" style="--strength: 60%" title="0.3000">&lt;b&gt;' in page
     assert '<span class="token down" style="--strength: 20%"' in page
-    assert "of it first moment 0.05" in page
+    assert "of it first moment 0.05000" in page
     assert '<section id="tokens">' not in render_html(example_results() | {"explanations": []})

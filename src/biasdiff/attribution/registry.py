@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from biasdiff.attribution.adapter_contrast import ADAPTER_CONTRAST
+from biasdiff.attribution.automatic import AUTO, STACK
 from biasdiff.attribution.baselines import BASELINES
 from biasdiff.attribution.contrast import CONTRAST
 from biasdiff.attribution.curvature_estimators import DATAINF, EKFAC
@@ -22,5 +23,7 @@ _OURS: tuple[Estimator, ...] = (
     ADAPTER_CONTRAST,
     DATAINF,
     EKFAC,
+    AUTO,
+    STACK,
 )
 ESTIMATORS: dict[str, Estimator] = {e.name: e for e in (*_OURS, *BASELINES.values())}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,13 @@ class Scores:
         by_type: [n, k], towards the probes of each bias type; k is 0 for an estimator that knows
             none.
         bias_types: The k names.
+        notes: What the estimator says of itself, for the record; JSON values.
     """
 
     overall: Floats
     by_type: Floats
     bias_types: tuple[str, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def untyped_scores(overall: Floats) -> Scores:

@@ -166,7 +166,8 @@ def _pairs_in_order(scores: Floats, truth: Ints, counts: Ints) -> tuple[Floats, 
 
 def _ratio(part: Floats | Ints, whole: Floats | Ints) -> Floats:
     found = np.full(len(whole), math.nan)
-    return np.divide(part, whole, out=found, where=whole > 0)
+    np.divide(part, whole, out=found, where=whole > 0)
+    return found
 
 
 @dataclass(frozen=True)

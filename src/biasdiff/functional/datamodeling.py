@@ -232,7 +232,5 @@ def _pearson(x: Floats, y: Floats, counts: Floats) -> Floats:
         centred.append(side - ((counts * side).sum(1) / total)[:, None])
     a, b = centred
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = (counts * a * b).sum(1) / np.sqrt(
-            (counts * a * a).sum(1) * (counts * b * b).sum(1)
-        )
+        found = (counts * a * b).sum(1) / np.sqrt((counts * a * a).sum(1) * (counts * b * b).sum(1))
     return np.where(varies, np.clip(found, -1.0, 1.0), np.nan)

@@ -38,6 +38,7 @@ from biasdiff.pipeline.artifacts import (
     Artifact,
     file_fingerprint,
     folder_fingerprint,
+    read_json,
     write_json,
 )
 from biasdiff.pipeline.base_model import (
@@ -217,6 +218,10 @@ def _write_record(
         "settings": settings,
         "estimator": main,
         "formula": ESTIMATORS[main].formula,
+        "notes": {
+            file.stem.removeprefix("notes-"): read_json(file)
+            for file in sorted(folder.glob("notes-*.json"))
+        },
         "examples": len(examples),
         "probe_pairs": len(pairs),
         "throughput": {
@@ -350,7 +355,10 @@ def _score(
             work = folder / "chunks" / name
             work.mkdir(parents=True, exist_ok=True)
             own = replace(material, model=model, options=section.options.get(name, {}), work=work)
-            _write_scores(file, examples, estimator.score(own), config)
+            found = estimator.score(own)
+            if found.notes:
+                write_json(folder / f"notes-{name}.json", found.notes)
+            _write_scores(file, examples, found, config)
         model.unload()
     processes.wait_for_all()
     return timing
