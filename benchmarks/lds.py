@@ -7,11 +7,12 @@ measured on the probe pairs that the scores were computed with. What an estimato
 half is the sum of its examples' scores; its LDS is Spearman's correlation, over the halves, of
 predicted and measured.
 
-    python benchmarks/lds.py                     # goes on where it was; --hours limits the time
-    python benchmarks/lds.py --report            # the table, at any time
+    python benchmarks/lds.py --out runs/lds             # goes on where it was
+    python benchmarks/lds.py --out runs/lds --report    # the table of what is finished
 
-Everything lies under --folder, the measured margins of each half in a file of their own. Numbers
-of subsets, repeats, hours and threads may change between calls; other settings may not.
+What was measured after each training is a file of its own. Numbers of subsets, repeats, hours and
+threads may change between calls; other settings may not. Scores are made anew where the list of
+estimators has changed.
 
 Beside the margin over whole sentences the table has: the margin per token; `by pair`, the mean over
 probe pairs of the LDS towards that pair alone, for estimators whose scores know probes apart;
@@ -25,7 +26,6 @@ weights times the pairs, 4 GB by default; --no-by-pair saves it.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import time
@@ -40,15 +40,15 @@ import torch
 
 from biasdiff.attribution.estimator import GradientEstimator
 from biasdiff.attribution.registry import ESTIMATORS
-from biasdiff.config import Config, config_from
-from biasdiff.data.probe import ProbePair, load_probe_pairs, save_probe_pairs
+from biasdiff.config import Config, ModelConfig, config_from
+from biasdiff.data.probe import load_probe_pairs, save_probe_pairs
 from biasdiff.data.records import load_train_set
 from biasdiff.errors import ArtifactError, BiasdiffError, ConfigError
 from biasdiff.evaluation.benchmark import Subject
 from biasdiff.evaluation.stereotype_preference import score_pairs
 from biasdiff.functional.datamodeling import (
     Correlation,
-    Floats,
+    Members,
     attainable_correlation,
     datamodeling_score,
     partial_rank_correlation,
@@ -57,62 +57,74 @@ from biasdiff.functional.datamodeling import (
     rank_correlation,
     resample_counts,
 )
+from biasdiff.functional.statistics import Floats
 from biasdiff.models.loading import resolve_model
 from biasdiff.models.lora import add_adapter, load_adapter, lora_parameters
 from biasdiff.pipeline.artifacts import read_json, write_json
-from biasdiff.pipeline.attribute import attribute, scores_file
+from biasdiff.pipeline.attribute import RECORD_FILE, attribute, scores_file
 from biasdiff.pipeline.base_model import find_adapter, load_base
 from biasdiff.pipeline.mixture import FILES, plan_data
 from biasdiff.pipeline.warmup import lora_settings, training_settings, warmup
 from biasdiff.progress import configure, say, task
 from biasdiff.training.warmup import warm_up
 
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEAR = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 RESAMPLES = 2000
+FEWEST = 3
+"""Subsets below which there is no table."""
 COLUMNS = ("margin", "per token", "by pair", "beyond the count", "stereotypes")
 KEPT = ("sum_more", "sum_less", "mean_more", "mean_less")
+"""Log-likelihoods of each probe pair that are kept, in nats, summed and per token."""
 PAIR = "pair-"
+SECTIONS = {"model", "data", "lora", "warmup", "seed"}
+"""What the measured margins depend on."""
+Margins = dict[str, list[float]]
 
 
-def main() -> None:
-    options = _parser().parse_args()
+def main() -> int:
+    options = read_options()
     torch.set_num_threads(options.threads)
     configure(quiet=True)
     try:
         if not options.report:
-            _run(options)
-        print(report(options.folder))
+            run(options)
+        print(report(options.out))
     except BiasdiffError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--folder", type=Path, default=Path("runs/lds"))
+    add("--out", type=Path, required=True)
     add("--report", action="store_true", help="print the table and do no work")
-    add("--hours", type=float, default=3.0)
+    add("--hours", type=float, default=3.0, help="start no training that would end later")
     add("--subsets", type=int, default=100)
     add("--repeats", type=int, default=1, help="trainings of each subset, in other orders")
     add("--threads", type=int, default=2)
-    add("--model", default="smollm2-135m", help="alias, folder, .gguf file or hub id")
+    add("--model", default=ModelConfig().name)
     add("--size", type=int, default=120, help="train examples, half of them biased")
     add("--probe-pairs", type=int, default=60)
     add("--epochs", type=int, default=2)
     add("--batch-size", type=int, default=8)
-    add("--learning-rate", type=float, default=1e-3)
+    add("--rate", type=float, default=1e-3)
     add("--loss-average", choices=["token", "example"], default="token")
     add("--rank", type=int, default=8)
-    add("--targets", nargs="*", default=LINEAR, help="maps to adapt; none for the default")
-    add("--max-tokens", type=int, default=384)
+    add("--targets", default=LINEAR, help="linear maps a,b; '' for the package's default")
+    add("--max-tokens", type=int, default=ModelConfig().max_tokens)
     add("--by-pair", action=argparse.BooleanOptionalAction, default=True)
     add("--seed", type=int, default=0)
-    return parser
+    return parser.parse_args()
 
 
-def _config(options: argparse.Namespace) -> Config:
+def config_of(options: argparse.Namespace) -> Config:
     return config_from(
         {
             "seed": options.seed,
@@ -129,20 +141,73 @@ def _config(options: argparse.Namespace) -> Config:
                 "rank": options.rank,
                 "alpha": 2 * options.rank,
                 "dropout": 0.0,
-                "targets": list(options.targets),
+                "targets": [name for name in options.targets.split(",") if name],
             },
             "warmup": {
                 "epochs": options.epochs,
                 "batch_size": options.batch_size,
-                "learning_rate": options.learning_rate,
+                "learning_rate": options.rate,
                 "loss_average": options.loss_average,
             },
         }
     )
 
 
-def _without_settings() -> list[str]:
-    """Return the estimators that need no further setting."""
+def run(options: argparse.Namespace) -> None:
+    """Compute what is missing: scores first, then one subset after another."""
+    deadline = time.monotonic() + 3600 * options.hours
+    folder, config = options.out, config_of(options)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = config.model_dump(mode="json", include=SECTIONS)
+    claim(folder, settings | {"fingerprint": resolve_model(options.model).fingerprint})
+    compute_scores(folder, config, by_pair=options.by_pair)
+    margins_after = open_bench(folder, config)
+    members = random_halves(options.size, options.subsets, seed=options.seed)
+    jobs = [(repeat, k) for repeat in range(options.repeats) for k in range(options.subsets)]
+    todo = [job for job in jobs if not subset_file(folder, *job).exists()]
+    taken: list[float] = []
+    with task("subsets", len(jobs)) as progress:
+        progress.skip(len(jobs) - len(todo))
+        for repeat, k in todo:
+            if time.monotonic() + (sum(taken) / len(taken) if taken else 0) > deadline:
+                break
+            began = time.perf_counter()
+            rows = np.flatnonzero(members[k]).tolist()
+            margins = margins_after(rows, repeat)
+            taken.append(time.perf_counter() - began)
+            record = {"rows": rows, "repeat": repeat, "seconds": taken[-1], "pairs": margins}
+            write_json(subset_file(folder, repeat, k), record)
+            progress.advance()
+    left = len(todo) - len(taken)
+    say(f"{len(jobs) - left} of {len(jobs)} trainings are done, {len(taken)} of them now")
+    if left:
+        say(f"stopped after {options.hours:g} hours; the same command goes on from here")
+
+
+def claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Write down what a folder is made from, or refuse one that is made from something else.
+
+    Raises:
+        ArtifactError: In the latter case; the differences are listed.
+    """
+    path = folder / "settings.json"
+    if path.exists() and (found := read_json(path)) != settings:
+        before, now = (pd.json_normalize(tree).iloc[0].to_dict() for tree in (found, settings))
+        changed = [n for n in dict.fromkeys([*before, *now]) if before.get(n) != now.get(n)]
+        shown = "; ".join(f"{n}: {before.get(n)} -> {now.get(n)}" for n in changed)
+        raise ArtifactError(
+            f"{folder} was made from other settings ({shown})",
+            expected="the settings it was made from",
+            remedy="repeat them, or name another folder with --out",
+        )
+    write_json(path, settings)
+
+
+def subset_file(folder: Path, repeat: int, number: int) -> Path:
+    return folder / "subsets" / f"{number:04d}-{repeat}.json"
+
+
+def estimators_without_settings() -> list[str]:
     found = []
     for name, estimator in ESTIMATORS.items():
         try:
@@ -153,76 +218,17 @@ def _without_settings() -> list[str]:
     return found
 
 
-def _run(options: argparse.Namespace) -> None:
-    deadline = time.monotonic() + 3600 * options.hours
-    folder, config = options.folder, _config(options)
-    folder.mkdir(parents=True, exist_ok=True)
-    model = resolve_model(options.model)
-    _claim(
-        folder / "settings.json",
-        {
-            "config": config.model_dump(mode="json"),
-            "model": model.fingerprint,
-            "by_pair": options.by_pair,
-            "estimators": _without_settings(),
-        },
-    )
-    _compute_scores(folder, config, by_pair=options.by_pair)
-    bench = _open_bench(folder, config)
-    members = random_halves(options.size, options.subsets, seed=options.seed)
-    jobs = [(r, s) for r in range(options.repeats) for s in range(options.subsets)]
-    todo = [(r, s) for r, s in jobs if not _file(folder, r, s).exists()]
-    taken: list[float] = []
-    with task("subsets", len(jobs)) as progress:
-        progress.skip(len(jobs) - len(todo))
-        for repeat, number in todo:
-            if time.monotonic() + (sum(taken) / len(taken) if taken else 0) > deadline:
-                break
-            began = time.perf_counter()
-            rows = np.flatnonzero(members[number]).tolist()
-            margins = bench.margins_after(rows, repeat)
-            taken.append(time.perf_counter() - began)
-            record = {"rows": rows, "repeat": repeat, "seconds": taken[-1], "pairs": margins}
-            write_json(_file(folder, repeat, number), record)
-            progress.advance()
-    left = len(todo) - len(taken)
-    say(f"{len(jobs) - left} of {len(jobs)} trainings are done, {len(taken)} of them now")
-    if left:
-        say(f"stopped after --hours {options.hours:g}; the same command goes on")
-
-
-def _claim(path: Path, settings: dict[str, Any]) -> None:
-    """Write down what the folder is made from, or refuse one that is made from something else."""
-    if path.exists() and (found := read_json(path)) != settings:
-        before, now = (pd.json_normalize(s).iloc[0].to_dict() for s in (found, settings))
-        names = [n for n in dict.fromkeys([*before, *now]) if before.get(n) != now.get(n)]
-        changed = "; ".join(f"{n}: {before.get(n)} -> {now.get(n)}" for n in names)
-        raise ArtifactError(
-            f"{path.parent} was made from other settings ({changed})",
-            expected="the settings it was made from",
-            remedy="repeat them, or name another --folder",
-        )
-    write_json(path, settings)
-
-
-def _file(folder: Path, repeat: int, number: int) -> Path:
-    return folder / "subsets" / f"{number:04d}-{repeat}.json"
-
-
-def _compute_scores(folder: Path, config: Config, *, by_pair: bool) -> None:
+def compute_scores(folder: Path, config: Config, *, by_pair: bool) -> None:
     """Train on the whole train set and score it, at the last checkpoint and over all."""
     data = plan_data(folder / "data", config=config).make()
     train, probe = data / FILES["train"], data / FILES["probe"]
     adapter = warmup(config.model.name, train, folder / "warmup", config=config)
-    names = _without_settings()
+    names = estimators_without_settings()
     gradient = [n for n in names if isinstance(ESTIMATORS[n], GradientEstimator)]
     single = folder / "probe_by_pair.csv"
     if by_pair:  # every pair is a bias type of its own, so that scores by type are scores by pair
-        pairs = load_probe_pairs(probe)
-        work = single.with_suffix(".tmp")
-        named = [replace(p, bias_type=f"{PAIR}{i:04d}") for i, p in enumerate(pairs)]
-        save_probe_pairs(named, work)
-        work.rename(single)
+        pairs = enumerate(load_probe_pairs(probe))
+        save_probe_pairs([replace(p, bias_type=f"{PAIR}{i:04d}") for i, p in pairs], single)
     for which, chosen, pairs_file in (
         ("last", names, single if by_pair else probe),
         ("all", gradient, probe),
@@ -237,46 +243,41 @@ def _compute_scores(folder: Path, config: Config, *, by_pair: bool) -> None:
             folder / f"scores-{which}",
             adapter=adapter,
             config=config.model_copy(update={"attribution": section}),
+            force=True,
         )
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A function from rows of the train set, and the number of the repeat, to measured margins."""
+def open_bench(folder: Path, config: Config) -> Callable[[list[int], int], Margins]:
+    """Return a function from rows of the train set, and the number of the repeat, to margins.
 
-    margins_after: Callable[[list[int], int], dict[str, list[float]]]
-
-
-def _open_bench(folder: Path, config: Config) -> Bench:
-    """Load the model; measure it untrained and trained on everything, unless that is done."""
+    The model is measured untrained and trained on everything as well, unless that is done.
+    """
     examples = load_train_set(folder / "data" / FILES["train"])
     pairs = load_probe_pairs(folder / "data" / FILES["probe"])
     base = load_base(resolve_model(config.model.name), config.model)
     encodings = base.encode(examples, strict=False)
     (folder / "subsets").mkdir(exist_ok=True)
 
-    def measured(model: Any) -> dict[str, list[float]]:
+    def measured(model: Any) -> Margins:
         subject = Subject(model, base.tokenizer, base.max_length, config.model.max_tokens)
-        return _margins(subject, pairs)
+        frame = score_pairs(subject, pairs, name="margins")
+        return {name: frame[name].tolist() for name in KEPT}
 
-    for name in ("base", "full"):
-        if (folder / f"{name}.json").exists():
-            continue
-        model = base.model
-        if name == "full":
-            model = load_adapter(base.model, find_adapter(folder / "warmup"))
-        write_json(folder / f"{name}.json", {"pairs": measured(model)})
-        if name == "full":
-            model.unload()
+    if not (folder / "base.json").exists():
+        write_json(folder / "base.json", {"pairs": measured(base.model)})
+    if not (folder / "full.json").exists():
+        full = load_adapter(base.model, find_adapter(folder / "warmup"))
+        write_json(folder / "full.json", {"pairs": measured(full)})
+        full.unload()
     adapted = add_adapter(base.model, lora_settings(config.lora), seed=config.seed)
     start = {name: weight.detach().clone() for name, weight in lora_parameters(adapted)}
 
-    def margins_after(rows: list[int], repeat: int) -> dict[str, list[float]]:
+    def margins_after(rows: list[int], repeat: int) -> Margins:
         with torch.no_grad():
             for name, weight in lora_parameters(adapted):
                 weight.copy_(start[name])
         work = folder / "training"
-        shutil.rmtree(work, ignore_errors=True)  # of one that was interrupted
+        shutil.rmtree(work, ignore_errors=True)  # of a training that was interrupted
         warm_up(
             adapted,
             [encodings[row] for row in rows],
@@ -288,35 +289,32 @@ def _open_bench(folder: Path, config: Config) -> Bench:
         shutil.rmtree(work)
         return measured(adapted)
 
-    return Bench(margins_after)
-
-
-def _margins(subject: Subject, pairs: list[ProbePair]) -> dict[str, list[float]]:
-    frame = score_pairs(subject, pairs, name="margins")
-    return {name: frame[name].tolist() for name in KEPT}
-
-
-# -- report
+    return margins_after
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured after training on each of s subsets, the mean over repeats.
+    """What was measured after training on each of s subsets, the mean over its repeats.
 
     Attributes:
         members: [s, n].
-        pairs: Each of `KEPT`, [s, m].
-        repeated: Mean margins of the first and the second repeat of subsets that have two, [2, t].
-        repeats: Trainings per subset, on average.
+        pairs: Log-likelihoods of m probe pairs, by `KEPT`, [s, m].
+        twice: Mean margins of the first two repeats, of the t subsets that have them, [t, 2].
+        repeats: Trainings of a subset, on average.
     """
 
-    members: np.ndarray
+    members: Members
     pairs: Mapping[str, Floats]
-    repeated: Floats
+    twice: Floats
     repeats: float
 
+    @property
+    def margins(self) -> Floats:
+        """Of whole sentences, [s, m]."""
+        return self.pairs["sum_more"] - self.pairs["sum_less"]
 
-def _read_measured(folder: Path, size: int) -> Measured:
+
+def read_measured(folder: Path, size: int) -> Measured:
     found: dict[str, list[dict[str, Any]]] = {}
     for file in sorted((folder / "subsets").glob("*.json")):
         found.setdefault(file.stem.partition("-")[0], []).append(read_json(file))
@@ -327,123 +325,115 @@ def _read_measured(folder: Path, size: int) -> Measured:
         name: np.array([np.mean([r["pairs"][name] for r in rs], axis=0) for rs in found.values()])
         for name in KEPT
     }
-    twice = [
-        [np.mean(np.subtract(r["pairs"]["sum_more"], r["pairs"]["sum_less"])) for r in rs[:2]]
-        for rs in found.values()
-        if len(rs) > 1
-    ]
-    counts = [len(rs) for rs in found.values()]
-    repeats = sum(counts) / len(counts) if counts else 0.0
-    return Measured(members, pairs, np.array(twice).reshape(-1, 2).T, repeats)
+    twice = [[mean_margin(r) for r in rs[:2]] for rs in found.values() if len(rs) > 1]
+    repeats = sum(map(len, found.values())) / max(len(found), 1)
+    return Measured(members, pairs, np.array(twice).reshape(-1, 2), repeats)
 
 
-def _tables(folder: Path, estimators: list[str]) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Yield estimator, checkpoints and scores, as far as they are computed."""
-    gradient = [n for n in estimators if isinstance(ESTIMATORS[n], GradientEstimator)]
-    for which, names in (("last", estimators), ("all", gradient)):
-        for name in names:
-            file = folder / f"scores-{which}" / scores_file(name, names[0])
-            if file.exists():
-                yield name, which, pd.read_parquet(file)
+def mean_margin(record: Mapping[str, Any]) -> float:
+    pairs = record["pairs"]
+    return float(np.mean(np.subtract(pairs["sum_more"], pairs["sum_less"])))
 
 
 def report(folder: Path) -> str:
-    """Return the table as Markdown, from whatever is finished."""
+    """Return what is finished as a Markdown table.
+
+    Raises:
+        ArtifactError: If nothing was begun in the folder.
+    """
+    if not (folder / "settings.json").exists():
+        raise ArtifactError(
+            f"{folder} holds no settings.json",
+            expected="a folder that this benchmark has begun to fill",
+            remedy="run it without --report first",
+        )
     settings = read_json(folder / "settings.json")
-    size = settings["config"]["data"]["size"]
-    measured = _read_measured(folder, size)
-    subsets = len(measured.members)
-    if subsets < 3:
-        return f"{subsets} subsets are measured; a correlation needs 3"
-    pairs = measured.pairs
-    targets = {
-        "sum": pairs["sum_more"] - pairs["sum_less"],
-        "mean": pairs["mean_more"] - pairs["mean_less"],
-        "stereotypes": pairs["mean_more"],
-    }
+    measured = read_measured(folder, settings["data"]["size"])
+    subsets, size = measured.members.shape
+    if subsets < FEWEST:
+        return f"{subsets} subsets are measured, {FEWEST} are needed"
     counts = resample_counts(subsets, resamples=RESAMPLES)
     examples = load_train_set(folder / "data" / FILES["train"])
-    truth = np.array([float(e.is_bias or 0) for e in examples])
-    biased = predicted_sums(measured.members, truth)
+    truth = pd.DataFrame({"score": [float(example.is_bias or 0) for example in examples]})
     lines = [
-        f"{subsets} subsets of {size // 2} of {size} examples, {targets['sum'].shape[1]} probe "
-        f"pairs, {settings['config']['warmup']['epochs']} epochs; 95 % bootstrap intervals over "
-        "subsets",
-        *_levels(folder, targets["sum"].mean(1)),
-        *_ceiling(measured),
+        f"{subsets} subsets of {size // 2} of {size} examples, {settings['warmup']['epochs']} "
+        f"epochs, {measured.margins.shape[1]} probe pairs; 95 % bootstrap intervals over subsets.",
+        *levels(folder, measured),
         "",
         f"| estimator | checkpoints | {' | '.join(COLUMNS)} |",
         "|---|---|" + "---|" * len(COLUMNS),
     ]
-    rows = [("truth", "", pd.DataFrame({"score": truth}))]
-    rows += list(_tables(folder, settings["estimators"]))
-    for name, which, table in rows:
-        found = _row(table, measured.members, targets, biased, counts)
-        shown = " | ".join(_shown(found.get(column)) for column in COLUMNS)
+    for name, which, table in [("truth", "", truth), *score_tables(folder)]:
+        found = correlations_of(table, measured, truth, counts)
+        shown = " | ".join(with_interval(found.get(column)) for column in COLUMNS)
         lines.append(f"| {name} | {which} | {shown} |")
-    if len(rows) == 1:
-        lines.append("(no scores yet)")
     return "\n".join(lines)
 
 
-def _row(
-    table: pd.DataFrame,
-    members: np.ndarray,
-    targets: Mapping[str, Floats],
-    biased: Floats,
-    counts: Floats,
+def score_tables(folder: Path) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield estimator, checkpoints and scores, as far as they are computed."""
+    for which in ("last", "all"):
+        place = folder / f"scores-{which}"
+        if not place.exists():
+            continue
+        main = read_json(place / RECORD_FILE)["estimator"]
+        for name in ESTIMATORS:
+            if (place / scores_file(name, main)).exists():
+                yield name, which, pd.read_parquet(place / scores_file(name, main))
+
+
+def correlations_of(
+    table: pd.DataFrame, measured: Measured, truth: pd.DataFrame, counts: Floats
 ) -> dict[str, Correlation]:
-    predicted = predicted_sums(members, table["score"].to_numpy(dtype=np.float64))
-    margin = targets["sum"].mean(1)
+    """Return what `COLUMNS` hold for the scores of one estimator."""
+
+    def predicted(scores: pd.DataFrame | pd.Series) -> Floats:
+        return predicted_sums(measured.members, scores.to_numpy(dtype=np.float64))
+
+    ours, margin = predicted(table["score"]), measured.margins.mean(1)
+    stereotypes, twins = measured.pairs["mean_more"], measured.pairs["mean_less"]
     found = {
-        "margin": datamodeling_score(predicted, margin, counts),
-        "per token": datamodeling_score(predicted, targets["mean"].mean(1), counts),
-        "stereotypes": datamodeling_score(predicted, targets["stereotypes"].mean(1), counts),
-        "beyond the count": partial_rank_correlation(predicted, margin, biased, counts),
+        "margin": datamodeling_score(ours, margin, counts),
+        "per token": datamodeling_score(ours, (stereotypes - twins).mean(1), counts),
+        "beyond the count": partial_rank_correlation(
+            ours, margin, predicted(truth["score"]), counts
+        ),
+        "stereotypes": datamodeling_score(ours, stereotypes.mean(1), counts),
     }
-    single = sorted(c for c in table.columns if c.startswith(f"score_{PAIR}"))
+    single = sorted(name for name in table.columns if name.startswith(f"score_{PAIR}"))
     if single:
-        towards = predicted_sums(members, table[single].to_numpy(dtype=np.float64))
-        found["by pair"] = datamodeling_score(towards, targets["sum"], counts)
+        found["by pair"] = datamodeling_score(predicted(table[single]), measured.margins, counts)
     return found
 
 
-def _shown(found: Correlation | None) -> str:
+def with_interval(found: Correlation | None) -> str:
     if found is None or np.isnan(found.value):
         return "–"
     low, high = found.interval
-    return f"{found.value:+.2f} [{low:+.2f}, {high:+.2f}]"
+    interval = "[–]" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]"
+    return f"{found.value:+.2f} {interval}"
 
 
-def _levels(folder: Path, margins: Floats) -> Iterator[str]:
-    """Say how far subsets lie apart, beside what training does at all."""
-    known = {}
-    for name in ("base", "full"):
-        if (folder / f"{name}.json").exists():
-            kept = read_json(folder / f"{name}.json")["pairs"]
-            known[name] = float(np.mean(np.subtract(kept["sum_more"], kept["sum_less"])))
-    levels = ", ".join(f"{name} {value:+.3f}" for name, value in known.items())
+def levels(folder: Path, measured: Measured) -> Iterator[str]:
+    """Say what training does at all, how far subsets lie apart, and how much of that is chance."""
+    margins = measured.margins.mean(1)
+    known = [name for name in ("base", "full") if (folder / f"{name}.json").exists()]
+    shown = [f"{name} {mean_margin(read_json(folder / f'{name}.json')):+.3f}" for name in known]
     yield (
-        f"mean margin in nats: {levels}; subsets {margins.mean():+.3f}, standard deviation "
-        f"{margins.std(ddof=1):.3f}"
+        f"Mean margin in nats: {', '.join(shown)}, subsets {margins.mean():+.3f} with a standard "
+        f"deviation of {margins.std(ddof=1):.3f}."
     )
-
-
-def _ceiling(measured: Measured) -> Iterator[str]:
-    if measured.repeated.shape[1] < 3:
-        return
-    first, second = measured.repeated
-    reliability = rank_correlation(
-        first, second, resample_counts(len(first), key=(1,), resamples=RESAMPLES)
-    )
-    ceiling = attainable_correlation(reliability.value, max(1, round(measured.repeats)))
-    yield (
-        f"two trainings of a subset in other orders: {_shown(reliability)} over {len(first)} "
-        f"subsets; a perfect prediction could reach about {ceiling:.2f} with "
-        f"{measured.repeats:.1f} trainings each"
-    )
+    if len(measured.twice) >= FEWEST:
+        counts = resample_counts(len(measured.twice), key=(1,), resamples=RESAMPLES)
+        first, second = measured.twice.T
+        again = rank_correlation(first, second, counts)
+        ceiling = attainable_correlation(again.value, round(measured.repeats))
+        yield (
+            f"Two trainings of {len(measured.twice)} subsets in other orders agree by "
+            f"{with_interval(again)}; with {measured.repeats:.1f} trainings a subset a perfect "
+            f"prediction could reach about {ceiling:.2f}."
+        )
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    main()
+    sys.exit(main())

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from biasdiff.attribution.gradients import per_example_gradients
-from biasdiff.training.target_losses import backward_example_losses
 from biasdiff.config import config_from
 from biasdiff.data.batching import make_batch
 from biasdiff.data.draws import shipped_draw
@@ -23,6 +22,7 @@ from biasdiff.models.lora import LoraSettings, add_adapter
 from biasdiff.models.smollm2 import ALIAS
 from biasdiff.pipeline.layout import layout_of
 from biasdiff.pipeline.run import run, status
+from biasdiff.training.target_losses import backward_example_losses
 from biasdiff.training.token_scores import score_token_pairs
 from tiny_models import randomise_lora, slow_gradients
 

@@ -99,13 +99,21 @@ def test_counts_are_those_of_the_draws() -> None:
 
 
 def test_clusters_are_drawn_whole() -> None:
-    clusters = ["b", "a", "b", "c", "a", "a"]
-    counts = resample_counts(6, clusters=clusters, resamples=300)
+    clusters = list("bacbdaaeb")
+    counts = resample_counts(9, clusters=clusters, resamples=300)
     names = list(dict.fromkeys(clusters))
-    for row, chosen in zip(counts, draws(3, count=300), strict=True):
-        expected = [chosen.tolist().count(names.index(name)) for name in clusters]
-        assert row.tolist() == expected
-    assert resample_counts(4, clusters=["only"] * 4).shape == (0, 4)
+    for row, chosen in zip(counts, draws(5, count=300), strict=True):
+        assert row.tolist() == [chosen.tolist().count(names.index(name)) for name in clusters]
+
+
+def test_no_interval_from_a_handful() -> None:
+    assert resample_counts(4).shape == (0, 4)
+    few = resample_counts(20, clusters=list("abcd") * 5)
+    assert few.shape == (0, 20)
+    rng = np.random.default_rng(0)
+    found = rank_correlation(rng.normal(size=20), rng.normal(size=20), few)
+    assert not math.isnan(found.value)
+    assert all(map(math.isnan, found.interval))
 
 
 def test_ranks_of_a_resample_against_scipy_on_the_copies() -> None:

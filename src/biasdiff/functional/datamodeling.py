@@ -21,6 +21,8 @@ Members = NDArray[np.bool_]
 """[s, n]: which of n examples are in each of s subsets."""
 FEWEST = 3
 """Distinct observations below which a correlation says nothing: two always lie on a line."""
+FEWEST_TO_RESAMPLE = 5
+"""Observations, or clusters, below which there are too few different resamples for an interval."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,12 @@ def resample_counts(
         size: Observations, n.
         clusters: Name of each one's cluster, [n]; whole clusters are drawn.
         key: See `draws`: equal keys and sizes give equal resamples.
-        resamples: r; none are drawn where there are fewer than two clusters.
+        resamples: r; none are drawn below `FEWEST_TO_RESAMPLE` clusters.
     """
     names = clusters if clusters is not None else [str(i) for i in range(size)]
     number = {name: place for place, name in enumerate(dict.fromkeys(names))}
     owners = np.array([number[name] for name in names], dtype=np.int64)
-    if len(number) < 2:
+    if len(number) < FEWEST_TO_RESAMPLE:
         return np.empty((0, size))
     drawn = draws(len(number), key=key, count=resamples)
     flat = drawn + len(number) * np.arange(resamples)[:, None]
