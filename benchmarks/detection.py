@@ -58,7 +58,7 @@ from biasdiff.evaluation.detection_controls import (
 from biasdiff.functional.resampling import bootstrap_p, centred_interval
 from biasdiff.functional.statistics import holm
 from biasdiff.pipeline.artifacts import Artifact, file_fingerprint, read_json, write_json
-from biasdiff.pipeline.attribute import plan_attribute, scores_file
+from biasdiff.pipeline.attribute import RECORD_FILE, plan_attribute, scores_file
 from biasdiff.pipeline.mixtures import build_to_file
 from biasdiff.pipeline.warmup import plan_warmup
 from biasdiff.probing.lexicon import load_lexicon
@@ -187,7 +187,8 @@ def run(mixture: str, seed: int, options: argparse.Namespace) -> None:
             continue
         with timed(f"{title} figures, {which} checkpoint"):
             table = score_table(scored.folder, train, config)
-            figures = {"made_from": scored.fingerprint} | figures_of(table, options)
+            notes = read_json(scored.folder / RECORD_FILE).get("notes", {})
+            figures = {"made_from": scored.fingerprint, "notes": notes} | figures_of(table)
             table.to_parquet(place / f"scores-{which}.parquet")
         record["checkpoints"][which] = figures
         record["seconds"] = {
@@ -297,7 +298,7 @@ def is_baseline(method: str) -> bool:
     return getattr(ESTIMATORS[method.partition("/")[0]], "is_baseline", False)
 
 
-def figures_of(table: pd.DataFrame, options: argparse.Namespace) -> dict[str, Any]:
+def figures_of(table: pd.DataFrame) -> dict[str, Any]:
     """Return the figures of every method on one draw, and the estimators' false positives."""
     truth, strata = table["is_bias"].to_numpy(), length_strata(table["targets"].to_numpy())
     methods = methods_in(table)

@@ -84,7 +84,20 @@ def test_equal_lengths_are_in_one_class_and_longer_ones_not_below() -> None:
     classes = [set(strata[lengths == length]) for length in range(1, 9)]
     assert all(len(found) == 1 for found in classes)
     assert [min(found) for found in classes] == sorted(min(found) for found in classes)
-    assert set(length_strata(np.full(5, 4.0))) == {0}
+    assert len(set(length_strata(np.full(5, 4.0)))) == 1
+
+
+@pytest.mark.parametrize(("common", "rare"), [(64.0, 9.0), (9.0, 64.0)])
+def test_a_length_that_most_have_leaves_the_others_apart(common: float, rare: float) -> None:
+    strata = length_strata(np.array([common] * 8 + [rare] * 2))
+    assert len(set(strata[:8])) == 1
+    assert not set(strata[:8]) & set(strata[8:])
+
+
+def test_quartiles_of_different_lengths_are_those_of_quantiles() -> None:
+    lengths = np.random.default_rng(0).permutation(100).astype(np.float64) + 1
+    expected = np.searchsorted(np.quantile(lengths, [0.25, 0.5, 0.75]), lengths, side="right")
+    assert length_strata(lengths).tolist() == expected.tolist()
 
 
 def pairs_of(scores: Floats, truth: Ints, strata: Ints) -> dict[int, tuple[float, int]]:
@@ -177,6 +190,23 @@ def test_a_selection_is_that_of_the_detection_metrics() -> None:
     assert selection_metrics(scores, truth, fraction=0.15) == {
         name: whole[name] for name in ("coverage", "precision")
     }
+
+
+@pytest.mark.parametrize("cells", [1, 700, 1 << 21])
+def test_the_intervals_of_the_areas_are_those_of_resampled_rows(
+    monkeypatch: pytest.MonkeyPatch, cells: int
+) -> None:
+    monkeypatch.setattr("biasdiff.evaluation.detection.CELLS", cells)
+    monkeypatch.setattr("biasdiff.evaluation.detection.RESAMPLES", 40)
+    scores, truth, _ = made(ties=True)
+    found = detection_metrics(scores, truth, fraction=0.15, seed=3)
+    draw = np.random.default_rng(3)
+    rows = [draw.integers(0, N, N) for _ in range(40)]
+    for name, area in (("auroc", roc_auc_score), ("auprc", average_precision_score)):
+        values = [area(truth[r], scores[r]) for r in rows]
+        assert found[name].value == pytest.approx(area(truth, scores))
+        assert found[name].interval == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
+        assert found[name].standard_error == pytest.approx(np.std(values, ddof=1))
 
 
 def test_resamples_of_one_class_give_nan() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
 
-from biasdiff.functional.statistics import auroc, proportion_interval
+from biasdiff.evaluation.detection_controls import Floats, Ints, resampled_auprc, resampled_auroc
+from biasdiff.functional.statistics import proportion_interval
 from biasdiff.results import Metric
 
 RESAMPLES = 1000
+CELLS = 1 << 21
+"""Resamples x examples that are held at once."""
 CURVE_FRACTIONS = tuple(round(0.01 * k, 2) for k in (1, *range(2, 101, 2)))
 
 
@@ -32,10 +34,8 @@ def detection_metrics(
         selected examples that are biased; ``auroc`` and ``auprc`` (average precision), in [0, 1].
     """
     metrics = selection_metrics(scores, truth, fraction=fraction)
-    draw = np.random.default_rng(seed)
-    resamples = [draw.integers(0, len(scores), len(scores)) for _ in range(RESAMPLES)]
-    for name, function in (("auroc", auroc), ("auprc", average_precision_score)):
-        metrics[name] = _area(function, scores, truth, resamples)
+    for name, function in (("auroc", resampled_auroc), ("auprc", resampled_auprc)):
+        metrics[name] = _area(function, scores, truth, seed)
     return metrics
 
 
@@ -70,21 +70,22 @@ def _share(hits: int, n: int) -> Metric:
 
 
 def _area(
-    function: Any,
-    scores: NDArray[np.float64],
-    truth: NDArray[np.int64],
-    resamples: list[NDArray[np.int64]],
+    function: Callable[[Floats, Ints, Ints], Floats], scores: Floats, truth: Ints, seed: int
 ) -> Metric:
-    if truth.min() == truth.max():
-        return Metric(math.nan, len(truth), "higher_is_better")
-    values = np.array(
-        [function(truth[r], scores[r]) for r in resamples if truth[r].min() < truth[r].max()]
-    )
+    n = len(scores)
+    value = float(function(scores, truth, np.ones((1, n), dtype=np.int64))[0])
+    if math.isnan(value):
+        return Metric(value, n, "higher_is_better")
+    draw = np.random.default_rng(seed)
+    block = max(1, CELLS // n)
+    parts = []
+    for start in range(0, RESAMPLES, block):
+        rows = [draw.integers(0, n, n) for _ in range(min(block, RESAMPLES - start))]
+        counts = np.stack([np.bincount(row, minlength=n) for row in rows]).astype(np.int64)
+        parts.append(function(scores, truth, counts))
+    values = np.concatenate(parts)
+    values = values[~np.isnan(values)]
     low, high = np.quantile(values, [0.025, 0.975])
     return Metric(
-        float(function(truth, scores)),
-        len(truth),
-        "higher_is_better",
-        float(values.std(ddof=1)),
-        (float(low), float(high)),
+        value, n, "higher_is_better", float(values.std(ddof=1)), (float(low), float(high))
     )

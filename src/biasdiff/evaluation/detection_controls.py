@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from biasdiff.errors import DataError
 
@@ -53,16 +54,17 @@ def length_residual(scores: Floats, lengths: Floats) -> Floats:
 
 
 def length_strata(lengths: Floats, count: int = 4) -> Ints:
-    """Return the number of each example's length class, [n]: quartiles by default.
+    """Return the number of each example's length class, shortest first, [n]: quartiles by default.
 
-    Equal lengths are in one class, so that classes are of equal size only where few are equal.
+    Class ⌊count (rank - 1/2) / n⌋, equal lengths having their mean rank: they are in one class,
+    and classes are of equal size only where few lengths are equal; one may be empty.
 
     Args:
         lengths: [n].
         count: Classes.
     """
-    edges = np.quantile(lengths, np.arange(1, count) / count)
-    return np.searchsorted(edges, lengths, side="left").astype(np.int64)
+    share = (stats.rankdata(lengths) - 0.5) / len(lengths)
+    return np.floor(count * share).astype(np.int64)
 
 
 def stratified_auroc(scores: Floats, truth: Ints, strata: Ints, *, by_pairs: bool = False) -> float:

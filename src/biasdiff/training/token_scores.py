@@ -17,6 +17,7 @@ from biasdiff.functional.losses import IGNORED
 from biasdiff.functional.token_alignment import shared_prefix
 from biasdiff.progress import task
 from biasdiff.training import processes
+from biasdiff.training.target_losses import model_inputs, target_log_probs
 
 Floats = NDArray[np.float64]
 Pair = tuple[Encoding, Encoding]
@@ -24,7 +25,6 @@ Group = Sequence[Encoding]
 WORTH_SHARING = 0.05
 """Share of all tokens that prefix sharing must save to be used."""
 _TOLERANCE = 2e-3
-_CHUNK = 1024
 
 
 def score_tokens(
@@ -51,10 +51,10 @@ def score_tokens(
     with task(description, len(encodings)) as progress, torch.inference_mode():
         for members in processes.share(batches):
             batch = make_batch([encodings[i] for i in members], device=device)
-            inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids")}
-            logits = model(**inputs, use_cache=False).logits
             rows, places = batch["labels"][:, 1:].ne(IGNORED).nonzero(as_tuple=True)
-            values = _gather(logits, rows, places, batch["labels"][rows, places + 1])
+            targets = batch["labels"][rows, places + 1]
+            found_here = target_log_probs(model, model_inputs(batch), (rows, places), targets)
+            values = _array(found_here)
             counts = torch.bincount(rows, minlength=len(members)).tolist()
             for index, part in zip(members, np.split(values, np.cumsum(counts)[:-1]), strict=True):
                 found[index] = part
@@ -220,13 +220,14 @@ def _batch(model: Any, chosen: Sequence[tuple[Group, int]]) -> list[list[Floats]
                 ask(row, start + offset - 1 if offset else prefix - 1, token)
             start = end
     mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
-    logits = model(
-        input_ids=ids.to(device),
-        attention_mask=mask[:, None].to(device),
-        position_ids=positions.to(device),
-        use_cache=False,
-    ).logits
-    values = _gather(logits, *(torch.tensor(x, device=device) for x in (rows, places, targets)))
+    inputs = {
+        "input_ids": ids.to(device),
+        "attention_mask": mask[:, None].to(device),
+        "position_ids": positions.to(device),
+        "use_cache": False,
+    }
+    where = (torch.tensor(rows, device=device), torch.tensor(places, device=device))
+    values = _array(target_log_probs(model, inputs, where, torch.tensor(targets, device=device)))
     scores: list[list[Floats]] = []
     start = 0
     for group, prefix in chosen:
@@ -241,17 +242,8 @@ def _batch(model: Any, chosen: Sequence[tuple[Group, int]]) -> list[list[Floats]
     return scores
 
 
-def _gather(logits: Tensor, rows: Tensor, places: Tensor, targets: Tensor) -> Floats:
-    """Return log softmax(logits[row, place])[target] for every triple, in float32 or better."""
-    parts = []
-    for start in range(0, len(rows), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        picked = logits[rows[part], places[part]]
-        picked = picked if picked.dtype == torch.float64 else picked.float()
-        chosen = picked.gather(1, targets[part, None]).squeeze(1)
-        parts.append(chosen - picked.logsumexp(1))
-    joined = torch.cat(parts) if parts else torch.empty(0)
-    return np.asarray(joined.double().cpu().numpy(), dtype=np.float64)
+def _array(values: Tensor) -> Floats:
+    return np.asarray(values.double().cpu().numpy(), dtype=np.float64)
 
 
 def _require_finite(values: Sequence[tuple[int, Floats]]) -> None:
