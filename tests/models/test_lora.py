@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,14 @@ def test_other_kinds_of_lora_are_refused(tiny_folder: Callable[..., Path], kind:
     config = LoraConfig(r=2, target_modules=targets, use_dora=kind == "dora")
     with pytest.raises(ModelError, match="is not a plain LoRA linear map; expected LoRA on"):
         lora_linears(get_peft_model(model, config))
+
+
+def test_an_adapter_is_saved_with_its_targets_in_order(
+    tiny: Callable[..., tuple[Any, Any]], tmp_path: Path
+) -> None:
+    base, _ = tiny("llama")
+    settings = LoraSettings(targets=("v_proj", "up_proj", "q_proj", "down_proj"))
+    save_adapter(add_adapter(base, settings, seed=0), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["down_proj", "q_proj", "up_proj", "v_proj"]
+    assert load_adapter(tiny("llama")[0], tmp_path) is not None

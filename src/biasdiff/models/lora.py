@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,6 +211,15 @@ def canonical_name(parameter: str) -> str:
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Write the adapter as PEFT does, safetensors and JSON only."""
+    """Write the adapter as PEFT does, safetensors and JSON only.
+
+    PEFT writes its set of targets in an order that changes from process to process; here the same
+    adapter gives the same bytes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(folder))
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"] = sorted(config["target_modules"])
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
