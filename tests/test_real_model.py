@@ -62,7 +62,9 @@ def test_it_speaks_english(source: ModelSource, tokenizer: Any) -> None:
 
 
 def test_batched_gradients_equal_one_by_one(source: ModelSource, tokenizer: Any) -> None:
-    model = randomise_lora(add_adapter(load_model(source), LoraSettings(), seed=0), scale=0.02)
+    # In float32 the two differ by their rounding, 1e-5 to 3e-5: what is meant shows in float64.
+    base = load_model(source, dtype=torch.float64)
+    model = randomise_lora(add_adapter(base, LoraSettings(), seed=0).double(), scale=0.02)
     model.eval()
     encodings = [encode_text(tokenizer, fact.text) for fact in shipped_facts()[:3]]
     found: dict[str, torch.Tensor] = {}
@@ -71,7 +73,7 @@ def test_batched_gradients_equal_one_by_one(source: ModelSource, tokenizer: Any)
     for row, encoding in enumerate(encodings):
         for name, slow in slow_gradients(model, encoding).items():
             gap = (found[name][row] - slow.flatten()).norm() / slow.norm()
-            assert gap <= 2e-5, (row, name, float(gap))
+            assert gap <= 1e-9, (row, name, float(gap))
 
 
 def test_all_stages_on_the_real_model(tmp_path: Path) -> None:

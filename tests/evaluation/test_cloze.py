@@ -200,7 +200,7 @@ def test_a_model_that_ignores_the_mask_is_scored_plainly(tiny: Loader) -> None:
     forward = model.forward
 
     def deaf(**inputs: Any) -> Any:
-        if inputs["attention_mask"].ndim == 4:
+        if "attention_mask" in inputs and inputs["attention_mask"].ndim == 4:
             inputs["attention_mask"] = None
         return forward(**inputs)
 

@@ -90,7 +90,10 @@ def test_two_processes_do_what_one_does(
     for benchmark, metrics in alone.items():
         for name, metric in metrics.items():
             assert together[benchmark][name]["n"] == metric["n"]
-            assert together[benchmark][name]["value"] == pytest.approx(metric["value"], rel=1e-4)
+            if metric["value"] is None:  # no pair of that direction
+                assert together[benchmark][name]["value"] is None
+            else:
+                assert together[benchmark][name]["value"] == pytest.approx(metric["value"], 1e-4)
 
 
 def test_scores_of_one_adapter_agree_to_the_sixth_digit_after_a_kill(
