@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -38,6 +38,12 @@ class NonFiniteError(BiasdiffError):
 
 class ArtifactError(BiasdiffError):
     """A run directory or stage folder is stale, incomplete or not writable."""
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

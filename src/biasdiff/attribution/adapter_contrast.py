@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from biasdiff.attribution.adapter_training import (
     AUTO,
@@ -25,6 +25,7 @@ from biasdiff.attribution.adapter_training import (
     train_on_sides,
 )
 from biasdiff.attribution.estimator import DirectEstimator
+from biasdiff.attribution.kept_tensors import keep_tensors
 from biasdiff.attribution.material import Material
 from biasdiff.attribution.paired_adapters import (
     SIDES,
@@ -37,7 +38,7 @@ from biasdiff.attribution.scores import Floats, Scores, untyped_scores
 from biasdiff.attribution.split_forward import SplitForward
 from biasdiff.data.batching import token_budget_batches
 from biasdiff.data.probe import require_twins
-from biasdiff.errors import ConfigError, NonFiniteError
+from biasdiff.errors import ConfigError, NonFiniteError, listed
 from biasdiff.options import ESTIMATORS, Options, checked_options, wrong_option
 from biasdiff.progress import task
 
@@ -200,9 +201,8 @@ def _kept(
     file = work / f"{NAME}-{part}.safetensors"
     if file.exists():
         return load_file(file)
-    found = {name: value.contiguous() for name, value in compute().items()}
-    save_file(found, file.with_suffix(".tmp"))
-    file.with_suffix(".tmp").rename(file)
+    found = compute()
+    keep_tensors(file, found)
     return found
 
 
@@ -210,8 +210,7 @@ def _require_finite(scores: Floats, names: Sequence[str]) -> None:
     broken = [name for name, value in zip(names, scores, strict=True) if not np.isfinite(value)]
     if broken:
         raise NonFiniteError(
-            f"the log-likelihood is not finite for {', '.join(broken[:8])}"
-            + (f" and {len(broken) - 8} more" if len(broken) > 8 else ""),
+            f"the log-likelihood is not finite for {listed(broken)}",
             expected="finite log-likelihoods",
             remedy="lower learning_rate, check these examples or use float32",
         )

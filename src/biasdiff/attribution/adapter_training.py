@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from biasdiff.attribution.material import EncodedProbes
+from biasdiff.attribution.pair_classifier import paired_accuracy
 from biasdiff.attribution.paired_adapters import SIDES, STEREOTYPE, TWIN, PairedAdapters
 from biasdiff.attribution.scores import Floats
 from biasdiff.attribution.split_forward import SplitForward
@@ -144,16 +145,6 @@ def held_out_pairs(stereotypes: Sequence[str], *, seed: int) -> list[int]:
     return sorted(int(i) for name in chosen for i in groups[name])
 
 
-def paired_accuracy(more: Floats, less: Floats) -> float:
-    """Return the share of pairs whose stereotype sentence scores above its twin, ties as half.
-
-    Args:
-        more: Scores of the stereotype sentences, [m].
-        less: Scores of their twins, [m].
-    """
-    return float(np.mean((more > less) + 0.5 * (more == less)))
-
-
 def side_contrast(forward: SplitForward, encodings: Sequence[Encoding], device: Any) -> Floats:
     """Return the mean log-likelihood per target token under the stereotype adapter minus twin, [n].
 
@@ -200,7 +191,7 @@ def _step(
                     expected="a finite loss",
                     remedy="lower learning_rate, check these pairs or use float32",
                 )
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
         optimizers[side].step()
         optimizers[side].zero_grad()
     progress.advance()

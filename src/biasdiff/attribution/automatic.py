@@ -11,8 +11,12 @@ import numpy as np
 
 from biasdiff.attribution.estimator import DirectEstimator, Estimator, GradientEstimator
 from biasdiff.attribution.gradient_pass import Chosen, comparisons_of, gradient_sums
-from biasdiff.attribution.material import EncodedProbes, Material
-from biasdiff.attribution.pair_classifier import fit_pair_classifier, pair_groups
+from biasdiff.attribution.material import Material
+from biasdiff.attribution.pair_classifier import (
+    fit_pair_classifier,
+    pair_groups,
+    paired_accuracy,
+)
 from biasdiff.attribution.scores import Floats, Scores, typed_scores, untyped_scores
 from biasdiff.attribution.scoring import Pass
 from biasdiff.data.records import TrainExample
@@ -175,12 +179,7 @@ def _part(material: Material, inside: Sequence[int], outside: Sequence[int]) -> 
         examples=[TrainExample(f"held out {n}", n, text=text) for n, text in enumerate(texts)],
         encodings=[probes.more[i] for i in outside] + [probes.less[i] for i in outside],
         pairs=[material.pairs[i] for i in inside],
-        probes=EncodedProbes(
-            [probes.more[i] for i in inside],
-            [probes.less[i] for i in inside],
-            [probes.bias_types[i] for i in inside],
-            [probes.names[i] for i in inside],
-        ),
+        probes=probes.only(inside),
         work=None,
     )
 
@@ -200,11 +199,6 @@ def score_with(name: str, material: Material, options: Options) -> Scores:
     probe = comparisons[name].probe
     values = sums[name].double().numpy()
     return typed_scores(values, probe.counts, probe.bias_types, aggregate=material.aggregate)
-
-
-def paired_accuracy(more: Floats, less: Floats) -> float:
-    """Return the share of pairs whose first score is higher; ties count half, [0, 1]."""
-    return float(np.mean((more > less) + 0.5 * (more == less)))
 
 
 def standard_scores(values: Floats) -> Floats:

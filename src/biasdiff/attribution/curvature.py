@@ -27,13 +27,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from biasdiff.attribution.gradients import batch_gradients, per_example_gradients
+from biasdiff.attribution.finite import require_finite
+from biasdiff.attribution.gradients import batch_gradients, frozen, token_gradients
 from biasdiff.attribution.parameters import ChosenParameters, WatchedMap, lora_maps
 from biasdiff.data.batching import Batch, make_batch, token_budget_batches
 from biasdiff.data.encoding import Encoding
-from biasdiff.errors import DataError, ModelError, NonFiniteError
+from biasdiff.errors import DataError, ModelError
 from biasdiff.functional.curvature import (
     EigenFactors,
     datainf_correction,
@@ -58,7 +59,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 LABELS = ("sampled", "empirical")
 FEWEST = 2
 """Train examples below which there is no curvature to speak of."""
-NOTHING = ChosenParameters((), {})
 
 
 def curvature_options(method: str, given: Options) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def with_drawn_labels(model: Any, sample: CurvatureSample, *, seed: int) -> Curv
     drawn = list(sample.encodings)
     for part in _parts(model, sample, "curvature: labels"):
         inputs = {k: part.batch[k] for k in ("input_ids", "attention_mask", "position_ids")}
-        with per_example_gradients(model, _ignore, parameters=NOTHING), torch.no_grad():
+        with frozen(model), torch.no_grad():
             logits = model(**inputs, use_cache=False).logits
         for row, index in enumerate(part.members):
             places = part.batch["labels"][row, 1:].ne(IGNORED).nonzero().squeeze(1)
@@ -333,7 +333,7 @@ def _parts(
             scales = torch.tensor([[sample.scales[i]] for i in members], dtype=torch.float64)
             part = _Part(members, batch, scales.to(device))
             yield part
-            _require_finite(part.checked, [sample.names[i] for i in members])
+            require_finite(part.checked, [sample.names[i] for i in members])
             progress.advance(len(members))
 
 
@@ -366,36 +366,16 @@ def _token_rows(
     found: dict[str, tuple[Tensor, Tensor]] = {}
     real = part.batch["attention_mask"].bool()
 
-    def watch(watched: WatchedMap) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs = arguments[0].detach()
-            if not output.requires_grad:
-                output.requires_grad_()
+    def keep(watched: WatchedMap, x: Tensor, dy: Tensor) -> None:
+        dy = dy * part.scales.to(dy.dtype)[..., None]
+        part.checked.append(dy.float().square().sum((1, 2)))
+        x = torch.ones_like(x[..., :1]) if watched.kind == "bias" else x
+        left, right = (x, dy) if watched.kind == "transposed" else (dy, x)
+        found[watched.name] = left[real], right[real]
 
-            def keep(gradient: Tensor) -> None:
-                x, dy = (t.reshape(*real.shape, t.shape[-1]) for t in (inputs, gradient))
-                dy = dy * part.scales.to(dy.dtype)[..., None]
-                part.checked.append(dy.float().square().sum((1, 2)))
-                x = torch.ones_like(x[..., :1]) if watched.kind == "bias" else x
-                left, right = (x, dy) if watched.kind == "transposed" else (dy, x)
-                found[watched.name] = left[real], right[real]
-
-            output.register_hook(keep)  # type: ignore[no-untyped-call]
-
-        return hook
-
-    with per_example_gradients(model, _ignore, parameters=NOTHING):  # frozen, without dropout
-        handles = [w.module.register_forward_hook(watch(w)) for w in chosen.maps]
-        try:
-            part.checked.append(backward_example_losses(model, part.batch))
-        finally:
-            for handle in handles:
-                handle.remove()
+    with token_gradients(model, chosen.maps, keep):
+        part.checked.append(backward_example_losses(model, part.batch))
     return found
-
-
-def _ignore(name: str, gradients: Tensor) -> None:
-    """Take no gradient."""
 
 
 def _chosen(
@@ -413,15 +393,3 @@ def _chosen(
             )
     maps = tuple(watched for watched in every.maps if watched.name in directions)
     return ChosenParameters(maps, {n: p for n, p in every.others.items() if n in directions})
-
-
-def _require_finite(values: Sequence[Tensor], names: Sequence[str]) -> None:
-    good = torch.stack([torch.isfinite(v) for v in values]).all(0) if values else torch.tensor([])
-    broken = [names[i] for i, fine in enumerate(good.tolist()) if not fine]
-    if broken:
-        raise NonFiniteError(
-            f"loss or gradient is not finite for {', '.join(broken[:8])}"
-            + (f" and {len(broken) - 8} more" if len(broken) > 8 else ""),
-            expected="finite losses and gradients",
-            remedy="check these examples and the adapter, or use float32",
-        )

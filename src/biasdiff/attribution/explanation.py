@@ -80,13 +80,10 @@ def explain_example(
     for start in range(0, len(places), size):
         chosen = places[start : start + size]
         rows = [_only(encoding, place) for place in chosen]
-        handed = dict.fromkeys(parameters.sizes, 0)
+        part = found[start : start + size]
 
-        def add(name: str, gradients: Tensor) -> None:
-            first = start + handed[name]  # noqa: B023 (called before the next turn)
-            handed[name] += len(gradients)  # noqa: B023
-            values = gradients.double() @ slopes[name].double()
-            found[first : first + len(gradients)] += share * values.cpu()
+        def add(name: str, gradients: Tensor, part: Tensor = part) -> None:
+            part.add_((gradients.double() @ slopes[name].double()).cpu(), alpha=share)
 
         batch_gradients(model, make_batch(rows, device=device), add, parameters=parameters)
     scale = 0.0 if length == 0 else 1 / length

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from biasdiff.attribution.bias_types import membership
 from biasdiff.attribution.estimator import GradientEstimator
 from biasdiff.attribution.material import EncodedProbes
 from biasdiff.attribution.pair_classifier import fit_pair_classifier
@@ -80,22 +81,20 @@ def classifier_direction(
         name="gradient classifier",
     )
     weights = torch.from_numpy(vectors @ (fitted.weights / roots)).float() / lengths
-    types = tuple(sorted(set(probes.bias_types)))
+    types = membership(probes.bias_types)
     device = next(model.parameters()).device
-    sums = {n: torch.zeros(d, len(types), device=device) for n, d in parameters.sizes.items()}
+    sums = {n: torch.zeros(d, len(types.names), device=device) for n, d in parameters.sizes.items()}
     batches = probe_batches(probes, parameters, twins=True, max_tokens=max_tokens)
     with task("classifier direction", m) as progress:
         for members in batches:
             sides = pair_gradients(model, probes, members, parameters, twins=True, average=average)
             for side, gradients in enumerate(sides):
-                shares = torch.zeros(len(members), len(types), device=device)
-                for row, index in enumerate(members):
-                    shares[row, types.index(probes.bias_types[index])] = weights[side * m + index]
+                own = weights[[side * m + index for index in members]].to(device)
+                shares = types.rows(members, device) * own[:, None]
                 for name, vector in gradients.items():
                     sums[name].addmm_(vector.float().T, shares)
             progress.advance(len(members))
-    counts = tuple(list(probes.bias_types).count(name) for name in types)
-    return ProbeDirection(sums, types, counts), fitted.accuracy
+    return ProbeDirection(sums, types.names, types.counts), fitted.accuracy
 
 
 def gram_matrix(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,8 @@ def batch_gradients(
 
     Args:
         model: The model; evaluated without dropout.
-        batch: n examples.
+        batch: n examples. Where ``parameters`` are not of linear maps alone, all their gradients
+            are held together: one row at a time is what memory asks for.
         consume: Called once for each parameter. It must not keep the tensor if memory matters.
         parameters: Which; the adapter's by default.
         group: Examples in a row: the mean of the gradients of this many neighbours.
@@ -42,20 +43,22 @@ def batch_gradients(
         with per_example_gradients(model, consume, parameters=chosen, group=group):
             return backward_example_losses(model, batch, average=average)
     named = _parameters_of(chosen)
-    losses = []
-    with _frozen(model):
+    losses: list[Tensor] = []
+    rows: dict[str, list[Tensor]] = {name: [] for name in named}
+    with frozen(model):
+        for parameter in named.values():
+            parameter.requires_grad_(True)
         for start in range(0, len(batch["input_ids"]), group):
             part = {key: value[start : start + group] for key, value in batch.items()}
-            for parameter in named.values():
-                parameter.requires_grad_(True)
             losses.append(backward_example_losses(model, part, average=average))
             for name, parameter in named.items():
                 gradient = parameter.grad
                 if gradient is None:  # an expert that no token was sent to
                     gradient = torch.zeros_like(parameter)
-                consume(name, gradient.flatten()[None] / len(part["input_ids"]))
+                rows[name].append(gradient.flatten() / len(part["input_ids"]))
                 parameter.grad = None
-                parameter.requires_grad_(False)
+    for name, found in rows.items():
+        consume(name, torch.stack(found))
     return torch.cat(losses)
 
 
@@ -69,19 +72,68 @@ def _parameters_of(chosen: ChosenParameters) -> dict[str, nn.Parameter]:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Switch off every parameter's own gradient, and training mode, for the duration."""
     was_training = model.training
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trained:
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in flags:
         parameter.requires_grad_(False)
     model.eval()
     try:
         yield
     finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        for parameter, needed in flags:
+            parameter.requires_grad_(needed)
         model.train(was_training)
+
+
+@contextmanager
+def token_gradients(
+    model: nn.Module,
+    maps: Iterable[WatchedMap],
+    consume: Callable[[WatchedMap, Tensor, Tensor], None],
+) -> Iterator[None]:
+    """Hand what goes into maps, and the gradient that comes out of them, to ``consume``.
+
+    Inside the block, run a forward and a backward pass. Weights are frozen meanwhile, and since
+    nothing below the first watched map needs a gradient, the backward pass ends there.
+
+    Args:
+        model: Evaluated without dropout.
+        maps: Which.
+        consume: Called once per map and backward pass, with inputs [n, t, i] and the gradient of
+            its outputs [n, t, o] in their dtype.
+    """
+    handles = []
+    size = {"examples": 0}
+
+    def note_batch(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        size["examples"] = len(keywords["input_ids"] if "input_ids" in keywords else arguments[0])
+
+    def watch(watched: WatchedMap) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs = arguments[0].detach()
+            if not output.requires_grad:
+                output.requires_grad_()
+
+            def hand_over(gradient: Tensor) -> None:
+                n = size["examples"]
+                x = inputs.reshape(n, -1, inputs.shape[-1])
+                consume(watched, x, gradient.reshape(n, -1, gradient.shape[-1]).to(x.dtype))
+
+            output.register_hook(hand_over)  # type: ignore[no-untyped-call]
+
+        return hook
+
+    with frozen(model):
+        try:
+            handles.append(model.register_forward_pre_hook(note_batch, with_kwargs=True))
+            for watched in maps:
+                handles.append(watched.module.register_forward_hook(watch(watched)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 @contextmanager
@@ -95,10 +147,9 @@ def per_example_gradients(
     """Hand per-example gradients of linear maps to ``consume`` during backward passes.
 
     Inside the block, run a forward pass and the backward pass of a loss that is a *sum* over
-    examples of functions of each example alone. Hooks keep what went into a map and contract it
-    over tokens with the gradient that comes out (`outer_product_gradients`); no loop over examples,
-    no gradient of a weight itself. Weights are frozen meanwhile, and since nothing below the first
-    watched map needs a gradient, the backward pass ends there.
+    examples of functions of each example alone. What went into a map is contracted over tokens with
+    the gradient that comes out (`token_gradients`, `outer_product_gradients`); no loop over
+    examples, no gradient of a weight itself.
 
     Args:
         model: Evaluated without dropout.
@@ -109,38 +160,15 @@ def per_example_gradients(
         group: Examples in a row: the mean of the gradients of this many neighbours.
     """
     chosen = lora_maps(model) if parameters is None else parameters
-    handles = []
-    size = {"examples": 0}
 
-    def note_batch(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        size["examples"] = len(keywords["input_ids"] if "input_ids" in keywords else arguments[0])
+    def contract(watched: WatchedMap, x: Tensor, dy: Tensor) -> None:
+        if group > 1:
+            rows = len(x) // group
+            x, dy = x.reshape(rows, -1, x.shape[-1]), dy.reshape(rows, -1, dy.shape[-1]) / group
+        consume(watched.name, _contract(watched, x, dy))
 
-    def watch(watched: WatchedMap) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs = arguments[0].detach()
-            if not output.requires_grad:
-                output.requires_grad_()
-
-            def contract(gradient: Tensor) -> None:
-                n = size["examples"] // group
-                x = inputs.reshape(n, -1, inputs.shape[-1])
-                dy = gradient.reshape(n, -1, gradient.shape[-1])
-                dy = dy.to(x.dtype) if group == 1 else dy.to(x.dtype) / group
-                consume(watched.name, _contract(watched, x, dy))
-
-            output.register_hook(contract)  # type: ignore[no-untyped-call]
-
-        return hook
-
-    with _frozen(model):
-        try:
-            handles.append(model.register_forward_pre_hook(note_batch, with_kwargs=True))
-            for watched in chosen.maps:
-                handles.append(watched.module.register_forward_hook(watch(watched)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    with token_gradients(model, chosen.maps, contract):
+        yield
 
 
 def _contract(watched: WatchedMap, x: Tensor, dy: Tensor) -> Tensor:

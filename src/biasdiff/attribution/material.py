@@ -30,6 +30,15 @@ class EncodedProbes:
     bias_types: Sequence[str]
     names: Sequence[str]
 
+    def only(self, kept: Sequence[int]) -> EncodedProbes:
+        """Return some of the pairs, by position."""
+        return EncodedProbes(
+            [self.more[i] for i in kept],
+            [self.less[i] for i in kept] if self.less else [],
+            [self.bias_types[i] for i in kept],
+            [self.names[i] for i in kept],
+        )
+
 
 @dataclass(frozen=True)
 class Material:

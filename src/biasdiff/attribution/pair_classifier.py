@@ -109,6 +109,16 @@ def pair_groups(pairs: Sequence[ProbePair]) -> list[str]:
     return [pair.stereotype_id or f"pair {number}" for number, pair in enumerate(pairs)]
 
 
+def paired_accuracy(more: Floats, less: Floats) -> float:
+    """Return the share of pairs whose stereotype sentence scores above its twin, ties as half.
+
+    Args:
+        more: Scores of the stereotype sentences, [m].
+        less: Scores of their twins, [m].
+    """
+    return float(np.mean((more > less) + 0.5 * (more == less)))
+
+
 def _choose(
     both: Features, labels: NDArray[Any], splits: Any, standardise: bool, name: str
 ) -> tuple[float, float]:
@@ -123,7 +133,7 @@ def _choose(
             if loss < lowest:
                 more, less = np.split(held_out, 2)
                 lowest, best = loss, strength
-                accuracy = float(np.mean((more > less) + 0.5 * (more == less)))
+                accuracy = paired_accuracy(more, less)
             progress.advance()
     return best, accuracy
 

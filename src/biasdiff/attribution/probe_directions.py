@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from biasdiff.attribution.bias_types import membership
 from biasdiff.attribution.gradients import batch_gradients
 from biasdiff.attribution.material import EncodedProbes
 from biasdiff.attribution.parameters import ChosenParameters, lora_maps
@@ -79,11 +80,9 @@ def probe_directions(
     kinds = sorted(set(kinds))
     chosen = lora_maps(model) if parameters is None else parameters
     device = next(model.parameters()).device
-    types = tuple(sorted(set(probes.bias_types)))
-    column = {name: k for k, name in enumerate(types)}
-    counts = tuple(list(probes.bias_types).count(name) for name in types)
+    types = membership(probes.bias_types)
     sums = {
-        kind: {n: torch.zeros(d, len(types), device=device) for n, d in chosen.sizes.items()}
+        kind: {n: torch.zeros(d, len(types.names), device=device) for n, d in chosen.sizes.items()}
         for kind in kinds
     }
     twins = any(kind.name == "contrast" for kind in kinds)
@@ -93,9 +92,7 @@ def probe_directions(
             more, less = pair_gradients(
                 model, probes, members, chosen, twins=twins, average=average
             )
-            memberships = torch.zeros(len(members), len(types), device=device)
-            for row, index in enumerate(members):
-                memberships[row, column[probes.bias_types[index]]] = 1
+            memberships = types.rows(members, device)
             names = [probes.names[i] for i in members]
             for kind in kinds:
                 vectors = more
@@ -111,7 +108,7 @@ def probe_directions(
     for kind in kinds:
         for tensor in sums[kind].values():
             processes.add_up(tensor)
-    return {kind: ProbeDirection(sums[kind], types, counts) for kind in kinds}
+    return {kind: ProbeDirection(sums[kind], types.names, types.counts) for kind in kinds}
 
 
 def probe_batches(
@@ -143,20 +140,12 @@ def pair_gradients(
     device = next(model.parameters()).device
     encodings = [probes.more[i] for i in members]
     encodings += [probes.less[i] for i in members] if twins else []
-    found: dict[str, list[Tensor]] = {name: [] for name in chosen.sizes}
-
-    def keep(name: str, gradients: Tensor) -> None:
-        found[name].append(gradients)
-
+    found: dict[str, Tensor] = {}
     batch = make_batch(encodings, device=device)
-    batch_gradients(model, batch, keep, parameters=chosen, average=average)
+    batch_gradients(model, batch, found.__setitem__, parameters=chosen, average=average)
     n = len(members)
-    whole = {
-        name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in found.items()
-    }
-    return {name: g[:n] for name, g in whole.items()}, {
-        name: g[n:] for name, g in whole.items() if twins
-    }
+    more = {name: gradients[:n] for name, gradients in found.items()}
+    return more, {name: gradients[n:] for name, gradients in found.items() if twins}
 
 
 def vector_lengths(vectors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
@@ -174,14 +163,3 @@ def vector_lengths(vectors: Mapping[str, Tensor], names: Sequence[str]) -> Tenso
             remedy="check the adapter for NaN, or use float32",
         )
     return squares.sqrt()
-
-
-def without_rows(probes: EncodedProbes, left_out: set[int]) -> EncodedProbes:
-    """Return the probes without some."""
-    kept = [i for i in range(len(probes.more)) if i not in left_out]
-    return EncodedProbes(
-        [probes.more[i] for i in kept],
-        [probes.less[i] for i in kept] if probes.less else [],
-        [probes.bias_types[i] for i in kept],
-        [probes.names[i] for i in kept],
-    )

@@ -55,19 +55,3 @@ def typed_scores(
     by_type = sums / np.asarray(counts, dtype=np.float64)
     overall = by_type.max(1) if aggregate == "max" else sums.sum(1) / float(sum(counts))
     return Scores(overall, by_type, tuple(bias_types))
-
-
-def probe_scores(
-    similarities: Floats, bias_types: Sequence[str], *, aggregate: Aggregate = "mean"
-) -> Scores:
-    """Return scores from a similarity of every example with every probe.
-
-    Args:
-        similarities: [n, m].
-        bias_types: Of the m probes.
-        aggregate: As in `typed_scores`.
-    """
-    names = sorted(set(bias_types))
-    members = np.array([[own == name for name in names] for own in bias_types], dtype=np.float64)
-    counts = members.sum(0).astype(int).tolist()
-    return typed_scores(similarities @ members, counts, names, aggregate=aggregate)

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from biasdiff.attribution.estimator import Normalize
+from biasdiff.attribution.finite import require_finite
 from biasdiff.attribution.gradients import batch_gradients
+from biasdiff.attribution.kept_tensors import keep_tensors
 from biasdiff.attribution.parameters import ChosenParameters, lora_maps
 from biasdiff.attribution.probe_directions import ProbeDirection
 from biasdiff.attribution.train_sides import TrainSide
 from biasdiff.data.batching import Batch, make_batch, token_budget_batches
 from biasdiff.data.encoding import Encoding
-from biasdiff.errors import NonFiniteError
 from biasdiff.functional.influence import mean_cosine
 from biasdiff.progress import Task, task
 from biasdiff.training import processes
@@ -84,19 +85,13 @@ def score_batch(
         for name, c in comparisons.items()
     }
     squares = {name: torch.zeros(rows, device=device) for name in comparisons}
-    one_by_one = bool(parameters.others)
-    handed = dict.fromkeys(parameters.sizes, 0)
 
     def compare(parameter: str, gradients: Tensor) -> None:
-        at = slice(0, rows)
-        if one_by_one:
-            at = slice(handed[parameter], handed[parameter] + 1)
-            handed[parameter] += 1
         for name, comparison in comparisons.items():
             directions = comparison.train_side(parameter, gradients).float()
             if comparison.normalize != "none":
-                squares[name][at] += torch.linalg.vector_norm(directions, dim=1).square()
-            products[name][at] += directions @ comparison.probe.sums[parameter]
+                squares[name].add_(torch.linalg.vector_norm(directions, dim=1).square())
+            products[name].addmm_(directions, comparison.probe.sums[parameter])
 
     losses = batch_gradients(
         model,
@@ -163,8 +158,7 @@ def score_train_set(
             timing["examples"] += _examples(chunks[number])
             timing["tokens"] += sum(len(encodings[i]) for _, batch in chunks[number] for i in batch)
             if kept is not None:
-                save_file(found[number], kept.with_suffix(".tmp"))
-                kept.with_suffix(".tmp").rename(kept)
+                keep_tensors(kept, found[number])
     processes.wait_for_all()
     sums = {
         name: torch.empty(len(encodings), len(c.probe.bias_types))
@@ -187,10 +181,10 @@ def grouped_batches(lengths: Sequence[int], how: Pass) -> list[tuple[int, list[i
     """Return batches of whole groups: the size of a group and the indices, group after group.
 
     Groups are drawn with the seed; what is left over makes a smaller one. Without groups, similar
-    lengths go together.
+    lengths go together. Parameters that are not of linear maps allow one row a batch.
     """
+    most = 1 if how.parameters is not None and how.parameters.others else None
     if how.group == 1:
-        most = 1 if how.parameters is not None and how.parameters.others else None
         alone = token_budget_batches(lengths, max_tokens=how.max_tokens, max_examples=most)
         return [(1, batch) for batch in alone]
     order = random.Random(how.seed).sample(range(len(lengths)), len(lengths))
@@ -198,7 +192,7 @@ def grouped_batches(lengths: Sequence[int], how: Pass) -> list[tuple[int, list[i
     whole = [group for group in groups if len(group) == how.group]
     rest = [group for group in groups if len(group) < how.group]
     widths = [how.group * max(lengths[i] for i in group) for group in whole]
-    batches = token_budget_batches(widths, max_tokens=how.max_tokens)
+    batches = token_budget_batches(widths, max_tokens=how.max_tokens, max_examples=most)
     found = [(how.group, [i for g in batch for i in whole[g]]) for batch in batches]
     return found + [(len(group), list(group)) for group in rest]
 
@@ -225,22 +219,8 @@ def _score_chunk(
     for group, batch in batches:
         inputs = make_batch([encodings[i] for i in batch], device=device)
         losses, values = score_batch(model, inputs, comparisons, how, group=group)
-        _check_finite(losses, values, [names[i] for i in batch])
+        require_finite([losses, *values.values()], [names[i] for i in batch])
         for name, value in values.items():
             found[name].append(value.cpu())
         progress.advance(len(batch))
     return {name: torch.cat(values) for name, values in found.items()}
-
-
-def _check_finite(losses: Tensor, scores: Mapping[str, Tensor], names: Sequence[str]) -> None:
-    good = torch.isfinite(losses)
-    for values in scores.values():
-        good = good & torch.isfinite(values).all(1).to(good.device)
-    broken = [name for name, fine in zip(names, good.tolist(), strict=True) if not fine]
-    if broken:
-        raise NonFiniteError(
-            f"loss or gradient is not finite for {', '.join(broken[:8])}"
-            + (f" and {len(broken) - 8} more" if len(broken) > 8 else ""),
-            expected="finite losses and gradients",
-            remedy="check these examples and the adapter, or use float32",
-        )

@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import normalize
 
-from biasdiff.attribution.baselines.bias_types import membership
 from biasdiff.attribution.baselines.words import WORD, require_words, stereotype_sentences
+from biasdiff.attribution.bias_types import membership
 from biasdiff.attribution.estimator import DirectEstimator
 from biasdiff.attribution.material import Material
 from biasdiff.attribution.scores import Scores

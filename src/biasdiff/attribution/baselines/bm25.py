@@ -7,8 +7,8 @@ from functools import partial
 import bm25s
 import numpy as np
 
-from biasdiff.attribution.baselines.bias_types import membership
 from biasdiff.attribution.baselines.words import require_words, stereotype_sentences, words_of
+from biasdiff.attribution.bias_types import membership
 from biasdiff.attribution.estimator import DirectEstimator
 from biasdiff.attribution.material import Material
 from biasdiff.attribution.scores import Scores

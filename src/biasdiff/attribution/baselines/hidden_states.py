@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from biasdiff.attribution.material import Material
 from biasdiff.attribution.scores import Floats
 from biasdiff.data.batching import make_batch, token_budget_batches
 from biasdiff.data.encoding import Encoding
@@ -64,6 +66,22 @@ def representation_of(given: Options, name: str) -> Representation:
     if pooling not in POOLINGS:
         raise wrong_option(name, "pooling", pooling, " or ".join(POOLINGS), section=ESTIMATORS)
     return Representation(layer, pooling)
+
+
+def chosen_states(material: Material, name: str) -> Callable[..., Floats]:
+    """Return `pooled_states` of the material's model with the options of the estimator ``name``.
+
+    Raises:
+        ConfigError: If an option is unknown or out of range for the model.
+    """
+    chosen = representation_of(material.options, name)
+    return partial(
+        pooled_states,
+        material.model,
+        layer=chosen.place(material.model, name),
+        pooling=chosen.pooling,
+        max_tokens=material.max_tokens,
+    )
 
 
 def pooled_states(

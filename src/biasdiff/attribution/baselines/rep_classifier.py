@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from biasdiff.attribution.baselines.hidden_states import pooled_states, representation_of
+from biasdiff.attribution.baselines.hidden_states import chosen_states, representation_of
 from biasdiff.attribution.estimator import DirectEstimator
 from biasdiff.attribution.material import Material
 from biasdiff.attribution.pair_classifier import fit_pair_classifier, pair_groups
@@ -14,15 +14,7 @@ NAME = "rep_classifier"
 
 
 def _score(material: Material) -> Scores:
-    model, probes = material.model, material.probes
-    chosen = representation_of(material.options, NAME)
-    states = partial(
-        pooled_states,
-        model,
-        layer=chosen.place(model, NAME),
-        pooling=chosen.pooling,
-        max_tokens=material.max_tokens,
-    )
+    probes, states = material.probes, chosen_states(material, NAME)
     both = states([*probes.more, *probes.less], [*probes.names, *probes.names])
     classifier = fit_pair_classifier(
         both[: len(probes.more)],

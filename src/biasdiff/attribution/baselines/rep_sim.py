@@ -6,8 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from biasdiff.attribution.baselines.bias_types import membership
-from biasdiff.attribution.baselines.hidden_states import pooled_states, representation_of
+from biasdiff.attribution.baselines.hidden_states import chosen_states, representation_of
+from biasdiff.attribution.bias_types import membership
 from biasdiff.attribution.estimator import DirectEstimator
 from biasdiff.attribution.material import Material
 from biasdiff.attribution.scores import Floats, Scores
@@ -16,15 +16,7 @@ NAME = "rep_sim"
 
 
 def _score(material: Material) -> Scores:
-    model, probes = material.model, material.probes
-    chosen = representation_of(material.options, NAME)
-    states = partial(
-        pooled_states,
-        model,
-        layer=chosen.place(model, NAME),
-        pooling=chosen.pooling,
-        max_tokens=material.max_tokens,
-    )
+    probes, states = material.probes, chosen_states(material, NAME)
     types = membership(probes.bias_types)
     directions = states(probes.more, probes.names, reduce=_unit).T @ types.members
     sums = states(

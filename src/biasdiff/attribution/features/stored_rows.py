@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from biasdiff.attribution.features.shards import StorageType, from_stored, to_stored
-from biasdiff.errors import DataError, NonFiniteError
+from biasdiff.errors import DataError, NonFiniteError, listed
 
 LOST_LENGTH = 0.01
 
@@ -62,4 +62,4 @@ def stored_rows(
 
 def _listed(names: Sequence[str], chosen: Tensor) -> str:
     named = [name for name, bad in zip(names, chosen.tolist(), strict=True) if bad]
-    return ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
+    return listed(named)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from biasdiff.attribution.scores import Aggregate, Floats, Scores, typed_scores
 
@@ -22,10 +24,18 @@ class Membership:
     names: tuple[str, ...]
     members: Floats
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of probes of each type, [k]."""
+        return tuple(self.members.sum(0).astype(int).tolist())
+
+    def rows(self, probes: Sequence[int], device: torch.device) -> Tensor:
+        """Return the rows of some probes, [n, k] in float32."""
+        return torch.from_numpy(self.members[list(probes)]).float().to(device)
+
     def scores(self, sums: Floats, aggregate: Aggregate) -> Scores:
         """Return scores from their sums over the probes of each type, [n, k]."""
-        counts = self.members.sum(0).astype(int).tolist()
-        return typed_scores(sums, counts, self.names, aggregate=aggregate)
+        return typed_scores(sums, self.counts, self.names, aggregate=aggregate)
 
 
 def membership(bias_types: Sequence[str]) -> Membership:
