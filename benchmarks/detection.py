@@ -42,7 +42,7 @@ from biasdiff.data.mixtures.recipes import MIXTURES
 from biasdiff.data.probe import ProbePair, load_probe_pairs, save_probe_pairs
 from biasdiff.data.shipped_sets import PAIRS_FILE
 from biasdiff.data.stratification import grouped, proportional_quotas
-from biasdiff.errors import ArtifactError, BiasdiffError, ConfigError, DataError
+from biasdiff.errors import ArtifactError, ConfigError, DataError
 from biasdiff.evaluation.detection import detection_metrics, selection_metrics
 from biasdiff.evaluation.detection_controls import (
     hierarchical_draws,
@@ -58,12 +58,14 @@ from biasdiff.evaluation.detection_controls import (
 from biasdiff.functional.resampling import bootstrap_p, centred_interval
 from biasdiff.functional.statistics import holm
 from biasdiff.pipeline.artifacts import Artifact, file_fingerprint, read_json, write_json
-from biasdiff.pipeline.attribute import RECORD_FILE, plan_attribute, scores_file
+from biasdiff.pipeline.attribute import RECORD_FILE, plan_attribute
 from biasdiff.pipeline.mixtures import build_to_file
+from biasdiff.pipeline.scores import scores_file
 from biasdiff.pipeline.warmup import plan_warmup
 from biasdiff.probing.lexicon import load_lexicon
 from biasdiff.progress import configure, say, task
 from biasdiff.results import finite_or_none
+from experiment import exit_code
 
 NAMES = ("trex_mix", "gen_mix", "mix", "matched", "crossed")
 SEEDS = (0, 1, 2)
@@ -80,19 +82,15 @@ def main() -> int:
     configure(quiet=True)
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
+
+    def work() -> None:
         if options.report:
             print(report(options))
         else:
             for mixture, seed in options.only:
                 run(mixture, seed, options)
-    except BiasdiffError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(work)
 
 
 def read_options() -> argparse.Namespace:

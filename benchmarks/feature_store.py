@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -74,7 +75,7 @@ def _measure(folder: Path, options: argparse.Namespace) -> None:
     for _ in range(options.rounds):
         for p, vectors in probes.items():
             read = _cold(shards, lambda: _read(shards))
-            scored = _cold(shards, lambda v=vectors: _scored(store, v, folder))  # type: ignore[misc]
+            scored = _cold(shards, partial(_scored, store, vectors, folder))
             reads.append(read)
             passes[p].append(scored)
             ratios[p].append(scored / read)

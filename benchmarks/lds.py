@@ -43,7 +43,7 @@ from biasdiff.attribution.registry import ESTIMATORS
 from biasdiff.config import Config, ModelConfig, config_from
 from biasdiff.data.probe import load_probe_pairs, save_probe_pairs
 from biasdiff.data.records import load_train_set
-from biasdiff.errors import ArtifactError, BiasdiffError, ConfigError
+from biasdiff.errors import ArtifactError, ConfigError
 from biasdiff.evaluation.benchmark import Subject
 from biasdiff.evaluation.stereotype_preference import score_pairs
 from biasdiff.functional.datamodeling import (
@@ -61,12 +61,14 @@ from biasdiff.functional.statistics import Floats
 from biasdiff.models.loading import resolve_model
 from biasdiff.models.lora import add_adapter, load_adapter, lora_parameters
 from biasdiff.pipeline.artifacts import read_json, write_json
-from biasdiff.pipeline.attribute import RECORD_FILE, attribute, scores_file
+from biasdiff.pipeline.attribute import RECORD_FILE, attribute
 from biasdiff.pipeline.base_model import find_adapter, load_base
 from biasdiff.pipeline.mixture import FILES, plan_data
+from biasdiff.pipeline.scores import scores_file
 from biasdiff.pipeline.warmup import lora_settings, training_settings, warmup
 from biasdiff.progress import configure, say, task
 from biasdiff.training.warmup import warm_up
+from experiment import exit_code
 
 LINEAR = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 RESAMPLES = 2000
@@ -85,17 +87,13 @@ def main() -> int:
     options = read_options()
     torch.set_num_threads(options.threads)
     configure(quiet=True)
-    try:
+
+    def work() -> None:
         if not options.report:
             run(options)
         print(report(options.out))
-    except BiasdiffError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(work)
 
 
 def read_options() -> argparse.Namespace:

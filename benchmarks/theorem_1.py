@@ -42,7 +42,7 @@ from biasdiff.config import Config, ModelConfig, config_from
 from biasdiff.data.draws import shipped_draw
 from biasdiff.data.probe import ProbePair, load_probe_pairs
 from biasdiff.data.shipped_sets import one_sided_stereotypes
-from biasdiff.errors import ArtifactError, BiasdiffError
+from biasdiff.errors import ArtifactError
 from biasdiff.evaluation.benchmark import Subject
 from biasdiff.evaluation.stereotype_preference import score_pairs
 from biasdiff.functional.datamodeling import correlation, rank_correlation, resample_counts
@@ -54,6 +54,7 @@ from biasdiff.pipeline.base_model import BaseModel, find_checkpoints, load_base
 from biasdiff.pipeline.mixture import FILES, plan_data
 from biasdiff.pipeline.warmup import warmup
 from biasdiff.progress import configure, say, task
+from experiment import exit_code
 from lds import KEPT, LINEAR, claim, with_interval
 
 FEWEST = 3
@@ -87,17 +88,13 @@ def main() -> int:
     options = read_options()
     torch.set_num_threads(options.threads)
     configure(quiet=True)
-    try:
+
+    def work() -> None:
         if not options.report:
             run(options)
         print(report(options.out))
-    except BiasdiffError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(work)
 
 
 def read_options() -> argparse.Namespace:

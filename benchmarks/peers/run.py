@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from environments import ENVIRONMENTS, SHARED, installed, prepare
+from expected import departure, expected
+from job_files import tiny_model, write_job
+from peer import Job
+from safetensors.torch import load_file
+
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "src"
-sys.path[:0] = [str(HERE), str(SOURCE)]
 
-from environments import ENVIRONMENTS, SHARED, installed, prepare  # noqa: E402
-from expected import departure, expected  # noqa: E402
-from job_files import tiny_model, write_job  # noqa: E402
-from peer import Job  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
 
 OURS = {
     "gradients": ("gradients",),
