@@ -1,4 +1,4 @@
-"""Settings of one benchmark or estimator, checked against what it knows."""
+"""Settings: nested ones by their names, and those of one benchmark or estimator, checked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,17 @@ Options = Mapping[str, Any]
 """Settings by name, as they were given."""
 BENCHMARKS = "evaluate.options"
 ESTIMATORS = "attribution.options"
+
+
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by ``section.name``, in their order; an empty section is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def checked_options(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,13 @@ def write_rows(rows: Sequence[Mapping[str, object]], path: Path) -> None:
     work = path.with_name(f".{path.stem}.part{path.suffix}")
     write(pandas.DataFrame(list(rows)), work)
     work.replace(path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is on the disk, and whole, once it is seen under its name."""
+    work = path.with_name(path.name + ".tmp")
+    with work.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    work.rename(path)

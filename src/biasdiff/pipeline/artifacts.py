@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from biasdiff.data.files import write_whole
 from biasdiff.errors import ArtifactError
+from biasdiff.options import flattened
 from biasdiff.pipeline.versions import git_revision, library_versions
 from biasdiff.progress import say
 from biasdiff.training import processes
@@ -144,7 +145,7 @@ class Artifact:
             found = read_json(folder / FINGERPRINT_FILE)
         except (OSError, ValueError):
             return [f"it has no whole {FINGERPRINT_FILE}"]
-        before, now = _flat(found), _flat(self.fingerprint)
+        before, now = flattened(found), flattened(self.fingerprint)
         return [
             f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}"
             for key in dict.fromkeys([*before, *now])
@@ -181,23 +182,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, record: Any) -> None:
     """Write JSON so that the file is never seen half-written."""
-    work = path.with_name(path.name + ".tmp")
-    with work.open("w", encoding="utf-8") as file:
-        json.dump(record, file, indent=2, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    work.rename(path)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    write_whole(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _short(value: Any) -> str:

@@ -203,10 +203,8 @@ def check_features(
     exact, _ = gradient_sums(material, comparisons, how, None)
     projection = projection_of(config, adapted)
     found: Fidelity = {}
-    for name, comparison in comparisons.items():
-        cosine = comparison.normalize != "none"
-        stored = store_sums(store, comparison.probe, projection, cosine=cosine)[rows].sum(1)
-        found[name] = fidelity(stored, exact[name].sum(1), config)
+    for name, stored in store_sums(store, comparisons, projection).items():
+        found[name] = fidelity(stored[rows].sum(1), exact[name].sum(1), config)
         say(f"  {name}: {found[name]}")
     return found
 

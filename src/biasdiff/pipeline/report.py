@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from biasdiff.pipeline.artifacts import Artifact, file_fingerprint, read_json, write_json
-from biasdiff.pipeline.attribute import RECORD_FILE, chosen_estimators, scores_file
+from biasdiff.pipeline.attribute import RECORD_FILE
+from biasdiff.pipeline.estimators import chosen_estimators
 from biasdiff.pipeline.layout import RunLayout, open_run
 from biasdiff.pipeline.results import gather
+from biasdiff.pipeline.scores import scores_file
 from biasdiff.pipeline.select import SELECTION_FILE
 from biasdiff.reporting.html import render_html
 

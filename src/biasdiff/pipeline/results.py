@@ -18,15 +18,11 @@ from biasdiff.errors import ArtifactError
 from biasdiff.evaluation.detection import detection_curve, detection_metrics
 from biasdiff.evaluation.registry import BENCHMARKS
 from biasdiff.pipeline.artifacts import STAGE_FILE, read_json
-from biasdiff.pipeline.attribute import (
-    EXPLANATIONS_FILE,
-    RECORD_FILE,
-    SCORES_FILE,
-    chosen_estimators,
-    scores_file,
-)
+from biasdiff.pipeline.attribute import RECORD_FILE
+from biasdiff.pipeline.estimators import chosen_estimators
 from biasdiff.pipeline.evaluate import PERPLEXITY, PREFERENCE, scores_path
 from biasdiff.pipeline.layout import BASE, BIASED, RunLayout
+from biasdiff.pipeline.scores import EXPLANATIONS_FILE, SCORES_FILE, scores_file
 from biasdiff.pipeline.select import SELECTION_FILE
 from biasdiff.pipeline.versions import library_versions
 from biasdiff.results import Metric, finite_or_none

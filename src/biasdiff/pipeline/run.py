@@ -10,13 +10,15 @@ from typing import Any
 from biasdiff.config import SHIPPED, Config
 from biasdiff.errors import ArtifactError, BiasdiffError, ConfigError, nearest
 from biasdiff.pipeline.artifacts import STAGE_FILE, Artifact, State, folder_size, read_json
-from biasdiff.pipeline.attribute import SCORES_FILE, chosen_estimators, plan_attribute
+from biasdiff.pipeline.attribute import plan_attribute
 from biasdiff.pipeline.base_model import find_adapter
+from biasdiff.pipeline.estimators import chosen_estimators
 from biasdiff.pipeline.evaluate import plan_evaluate
 from biasdiff.pipeline.layout import RunLayout, layout_of, open_run, save_config
 from biasdiff.pipeline.mitigate import check_method, plan_mitigate
 from biasdiff.pipeline.mixture import FILES, plan_data
 from biasdiff.pipeline.report import load_results, plan_report
+from biasdiff.pipeline.scores import SCORES_FILE
 from biasdiff.pipeline.select import SELECTION_FILE, plan_select
 from biasdiff.pipeline.warmup import plan_warmup
 from biasdiff.progress import say

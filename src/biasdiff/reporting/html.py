@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from biasdiff.options import flattened
 from biasdiff.reporting.differences import paired_differences
 from biasdiff.reporting.figures import bias_types, report_figures
 from biasdiff.reporting.measures import (
@@ -56,7 +57,7 @@ def render_html(results: dict[str, Any]) -> str:
             detection=_detection_table(results),
             examples={side: _example_rows(rows) for side, rows in results["examples"].items()},
             explanations=[_explanation(one) for one in results.get("explanations", [])],
-            settings=list(_flat(results["settings"])),
+            settings=list(_setting_rows(results["settings"])),
             timings=list(_timing_rows(results["timings"])),
             figures=figures,
             figures_json=script_json(figures),
@@ -264,14 +265,10 @@ def _significant(value: float | None) -> str:
     return MISSING if value is None else f"{value:#.4g}".removesuffix(".")
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _setting_rows(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield ``section.key`` and the value as JSON, in the order of the config."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
-            yield f"{prefix}{key}", text
+    for name, value in flattened(settings).items():
+        yield name, value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _timing_rows(timings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

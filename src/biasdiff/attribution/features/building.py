@@ -19,7 +19,7 @@ from biasdiff.attribution.features.writer import FeatureWriter
 from biasdiff.attribution.gradients import batch_gradients
 from biasdiff.attribution.parameters import lora_maps
 from biasdiff.attribution.probe_directions import ProbeDirection
-from biasdiff.attribution.scoring import Pass, grouped_batches
+from biasdiff.attribution.scoring import Comparison, Pass, grouped_batches
 from biasdiff.attribution.train_sides import TrainSide
 from biasdiff.data.batching import make_batch
 from biasdiff.data.encoding import Encoding
@@ -159,15 +159,28 @@ def project_direction(probe: ProbeDirection, projection: Projection) -> Tensor:
 
 
 def store_sums(
-    store: FeatureStore, probe: ProbeDirection, projection: Projection, *, cosine: bool
-) -> Tensor:
+    store: FeatureStore, comparisons: Mapping[str, Comparison], projection: Projection
+) -> dict[str, Tensor]:
     """Return what `score_train_set` returns, but for the projection's error, from a store.
 
+    The store is read once for all comparisons that divide by the length of the train direction,
+    which is stored exactly, and once for those that do not.
+
     Args:
-        store: Train features.
-        probe: Unprojected probe direction.
+        store: Train features, of the train side of every comparison.
+        comparisons: With unprojected probe directions.
         projection: The one that the store was made with.
-        cosine: Divide by the length of the train direction, which is stored exactly.
     """
-    vectors = project_direction(probe, projection)
-    return torch.from_numpy(np.asarray(stream_scores(store, vectors, cosine=cosine)).copy())
+    found: dict[str, Tensor] = {}
+    for cosine in (True, False):
+        vectors = {
+            name: project_direction(comparison.probe, projection)
+            for name, comparison in comparisons.items()
+            if (comparison.normalize != "none") == cosine
+        }
+        if vectors:
+            widths = [vector.shape[1] for vector in vectors.values()]
+            scores = stream_scores(store, torch.cat(list(vectors.values()), dim=1), cosine=cosine)
+            parts = torch.split(torch.from_numpy(np.asarray(scores)), widths, dim=1)
+            found |= zip(vectors, parts, strict=True)
+    return found

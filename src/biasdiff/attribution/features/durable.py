@@ -19,16 +19,6 @@ def write_at(file: int, content: bytes, place: int) -> None:
         view, place = view[written:], place + written
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is on the disk, and whole, once it is seen under its name."""
-    work = path.with_name(path.name + ".tmp")
-    with work.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    work.rename(path)
-
-
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     file = os.open(folder, os.O_RDONLY)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from biasdiff.attribution.features.durable import write_whole
 from biasdiff.attribution.features.shards import STORAGE_TYPES, ShardLayout, StorageType
+from biasdiff.data.files import write_whole
 from biasdiff.errors import DataError
+from biasdiff.options import flattened
 
 FORMAT = 1
 MANIFEST_FILE, IDS_FILE = "manifest.json", "ids.json"
@@ -132,7 +133,7 @@ def check_entries(folder: Path, found: Manifest, expected: Mapping[str, Any]) ->
     Raises:
         DataError: Naming the first entry that differs, with both values.
     """
-    before, wanted = _flat(found.entries), _flat(json.loads(json.dumps(dict(expected))))
+    before, wanted = flattened(found.entries), flattened(json.loads(json.dumps(dict(expected))))
     for key, value in wanted.items():
         if key not in before or before[key] != value:
             was = _shown(before[key]) if key in before else "absent"
@@ -145,8 +146,8 @@ def check_entries(folder: Path, found: Manifest, expected: Mapping[str, Any]) ->
 
 def check_same(folder: Path, found: Manifest, wanted: Manifest) -> None:
     """Refuse to go on with a store that was made from something else, see `check_entries`."""
-    expected = _flat(wanted.entries)
-    strays = dict.fromkeys(key for key in _flat(found.entries) if key not in expected)
+    expected = flattened(wanted.entries)
+    strays = dict.fromkeys(key for key in flattened(found.entries) if key not in expected)
     check_entries(folder, found, {**expected, **strays})
 
 
@@ -215,16 +216,6 @@ def _checked(made_from: Mapping[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(dict(made_from), allow_nan=False))  # type: ignore[no-any-return]
     except TypeError as error:
         raise ValueError(f"the manifest must hold JSON values only: {error}.") from error
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _shown(value: Any) -> str:

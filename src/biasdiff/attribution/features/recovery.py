@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from biasdiff.attribution.features.durable import sync_folder, write_whole
+from biasdiff.attribution.features.durable import sync_folder
 from biasdiff.attribution.features.journal import JOURNAL_FILE, Journal
 from biasdiff.attribution.features.manifest import IDS_FILE, MANIFEST_FILE, Manifest, Shard
 from biasdiff.attribution.features.shards import checksum, create_shard, shard_fault
+from biasdiff.data.files import write_whole
 from biasdiff.errors import ArtifactError
 from biasdiff.progress import task
 
