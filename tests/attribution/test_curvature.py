@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from biasdiff.attribution import curvature
+from biasdiff.attribution import curvature_sample
 from biasdiff.attribution.curvature import (
     DEFAULTS,
     curvature_options,
@@ -150,7 +150,7 @@ def test_ekfac_equals_its_dense_construction(
     architecture: str,
     labels: str,
 ) -> None:
-    monkeypatch.setattr(curvature, "drawn_tokens", greedy_tokens)
+    monkeypatch.setattr(curvature_sample, "drawn_tokens", greedy_tokens)
     model, _ = adapted(architecture, torch.float64)
     directions = random_directions(model)
     found = corrected(model, encodings, directions, "ekfac", labels=labels)
@@ -164,7 +164,7 @@ def test_ekfac_equals_its_dense_construction(
 def test_completion_only_targets(
     adapted: Adapted, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr(curvature, "drawn_tokens", greedy_tokens)
+    monkeypatch.setattr(curvature_sample, "drawn_tokens", greedy_tokens)
     model, _ = adapted("llama", torch.float64)
     directions = random_directions(model)
     found = corrected(model, COMPLETIONS, directions, method)

@@ -22,33 +22,36 @@ positive, and both presuppose a model near an optimum of the train loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from biasdiff.attribution.finite import require_finite
-from biasdiff.attribution.gradients import batch_gradients, frozen, token_gradients
+from biasdiff.attribution.curvature_sample import (
+    FEWEST,
+    CurvatureSample,
+    Part,
+    draw_sample,
+    parts,
+    pass_over_gradients,
+    with_drawn_labels,
+)
+from biasdiff.attribution.gradients import token_gradients
 from biasdiff.attribution.parameters import ChosenParameters, WatchedMap, lora_maps
-from biasdiff.data.batching import Batch, make_batch, token_budget_batches
 from biasdiff.data.encoding import Encoding
-from biasdiff.errors import DataError, ModelError
+from biasdiff.errors import ModelError
 from biasdiff.functional.curvature import (
     EigenFactors,
     datainf_correction,
     datainf_damping,
     datainf_direction,
-    drawn_tokens,
     eigenvectors,
     ekfac_damping,
     ekfac_direction,
     rotated_squares,
 )
-from biasdiff.functional.losses import IGNORED
 from biasdiff.options import ESTIMATORS, Options, checked_options, wrong_option
-from biasdiff.progress import task
 from biasdiff.training.target_losses import backward_example_losses
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -57,8 +60,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Settings of each method: its paper's, but for the sample."""
 LABELS = ("sampled", "empirical")
-FEWEST = 2
-"""Train examples below which there is no curvature to speak of."""
 
 
 def curvature_options(method: str, given: Options) -> dict[str, Any]:
@@ -146,77 +147,6 @@ def precondition(
     }
 
 
-@dataclass(frozen=True)
-class CurvatureSample:
-    """The train examples whose gradients make the curvature.
-
-    Attributes:
-        encodings: [n].
-        names: Of each, for error messages.
-        scales: What the gradient of each one's mean loss is multiplied with.
-        max_tokens: Token budget of a batch.
-    """
-
-    encodings: Sequence[Encoding]
-    names: Sequence[str]
-    scales: Sequence[float]
-    max_tokens: int
-
-
-def draw_sample(
-    encodings: Sequence[Encoding],
-    names: Sequence[str] = (),
-    *,
-    size: int,
-    max_tokens: int,
-    seed: int,
-) -> CurvatureSample:
-    """Choose train examples at random, with the labels of the data.
-
-    Raises:
-        DataError: If there are fewer than two train examples.
-    """
-    if len(encodings) < FEWEST:
-        raise DataError(
-            f"{len(encodings)} train examples to take a curvature of",
-            expected=f"at least {FEWEST}",
-            remedy="take an estimator without curvature, or more train examples",
-        )
-    generator = torch.Generator().manual_seed(seed)
-    chosen = sorted(torch.randperm(len(encodings), generator=generator)[:size].tolist())
-    return CurvatureSample(
-        [encodings[i] for i in chosen],
-        [names[i] if names else f"example {i}" for i in chosen],
-        [1.0] * len(chosen),
-        max_tokens,
-    )
-
-
-def with_drawn_labels(model: Any, sample: CurvatureSample, *, seed: int) -> CurvatureSample:
-    """Return the sample with labels drawn from the model, each given the true tokens before it.
-
-    They are drawn once, in a forward pass, so that every later pass sees the same gradients; they
-    depend on the seed and the sample, not on batches or device.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    uniforms = [
-        torch.rand(encoding.targets, generator=generator, dtype=torch.float64)
-        for encoding in sample.encodings
-    ]
-    drawn = list(sample.encodings)
-    for part in _parts(model, sample, "curvature: labels"):
-        inputs = {k: part.batch[k] for k in ("input_ids", "attention_mask", "position_ids")}
-        with frozen(model), torch.no_grad():
-            logits = model(**inputs, use_cache=False).logits
-        for row, index in enumerate(part.members):
-            places = part.batch["labels"][row, 1:].ne(IGNORED).nonzero().squeeze(1)
-            tokens = drawn_tokens(logits[row, places], uniforms[index].to(logits.device))
-            labels = torch.full((len(drawn[index]),), IGNORED)
-            labels[places.cpu() + 1] = tokens.cpu()
-            drawn[index] = Encoding(drawn[index].input_ids, labels.tolist())
-    return replace(sample, encodings=drawn, scales=[e.targets**0.5 for e in drawn])
-
-
 def _datainf(
     model: Any,
     sample: CurvatureSample,
@@ -232,7 +162,7 @@ def _datainf(
     def add_norms(name: str, gradients: Tensor) -> None:
         totals[name] += float(gradients.double().square().sum())
 
-    _pass_over_gradients(model, sample, chosen, add_norms, "curvature: norms")
+    pass_over_gradients(model, sample, chosen, add_norms, "curvature: norms")
     lambdas = {
         name: datainf_damping(total, count, len(directions[name]), factor)
         for name, total in totals.items()
@@ -243,7 +173,7 @@ def _datainf(
             own = gradients.to(directions[name].dtype)
             corrections[name] += datainf_correction(own, directions[name], lambdas[name])
 
-    _pass_over_gradients(model, sample, chosen, add_corrections, "curvature: corrections")
+    pass_over_gradients(model, sample, chosen, add_corrections, "curvature: corrections")
     return {
         name: datainf_direction(v, corrections[name], count, lambdas[name])
         for name, v in directions.items()
@@ -288,7 +218,7 @@ def ekfac_factors(
         matrices = gradients.to(left.dtype).reshape(-1, len(left), len(right))
         totals[name] += rotated_squares(matrices, left, right)
 
-    _pass_over_gradients(model, sample, chosen, add_squares, "curvature: eigenvalues")
+    pass_over_gradients(model, sample, chosen, add_squares, "curvature: eigenvalues")
     count = len(sample.encodings)
     return {name: EigenFactors(*bases[name], total / count) for name, total in totals.items()}
 
@@ -302,7 +232,7 @@ def _covariances(
     """Return S and A of every map, A and S where its weight is stored [inputs, outputs]."""
     sums: dict[str, list[Tensor]] = {}
     tokens = sum(map(len, sample.encodings))
-    for part in _parts(model, sample, "curvature: factors"):
+    for part in parts(model, sample, "curvature: factors"):
         for name, sides in _token_rows(model, part, chosen).items():
             rows = [side.to(dtypes[name]) for side in sides]
             totals = sums.setdefault(name, [r.new_zeros(r.shape[1], r.shape[1]) for r in rows])
@@ -311,53 +241,8 @@ def _covariances(
     return {name: (left / tokens, right / tokens) for name, (left, right) in sums.items()}
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A batch of the sample, its scales [n, 1], and what must turn out finite, [n] each."""
-
-    members: list[int]
-    batch: Batch
-    scales: Tensor
-    checked: list[Tensor] = field(default_factory=list)
-
-
-def _parts(
-    model: Any, sample: CurvatureSample, description: str, *, most: int | None = None
-) -> Iterator[_Part]:
-    device = next(model.parameters()).device
-    lengths = [len(encoding) for encoding in sample.encodings]
-    batches = token_budget_batches(lengths, max_tokens=sample.max_tokens, max_examples=most)
-    with task(description, len(lengths)) as progress:
-        for members in batches:
-            batch = make_batch([sample.encodings[i] for i in members], device=device)
-            scales = torch.tensor([[sample.scales[i]] for i in members], dtype=torch.float64)
-            part = _Part(members, batch, scales.to(device))
-            yield part
-            require_finite(part.checked, [sample.names[i] for i in members])
-            progress.advance(len(members))
-
-
-def _pass_over_gradients(
-    model: Any,
-    sample: CurvatureSample,
-    chosen: ChosenParameters,
-    consume: Callable[[str, Tensor], None],
-    description: str,
-) -> None:
-    """Hand the scaled gradients [n, d] of every parameter to ``consume``, batch by batch."""
-    for part in _parts(model, sample, description, most=1 if chosen.others else None):
-
-        def check_and_consume(name: str, gradients: Tensor, part: _Part = part) -> None:
-            scaled = gradients * part.scales.to(gradients.dtype)
-            part.checked.append(scaled.float().square().sum(1))
-            consume(name, scaled)
-
-        losses = batch_gradients(model, part.batch, check_and_consume, parameters=chosen)
-        part.checked.append(losses)
-
-
 def _token_rows(
-    model: Any, part: _Part, chosen: ChosenParameters
+    model: Any, part: Part, chosen: ChosenParameters
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return scaled output gradients and inputs of every map at every real token, [m, o], [m, i].
 

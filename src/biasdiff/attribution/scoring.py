@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,8 @@ def score_train_set(
     Raises:
         NonFiniteError: If a loss or score is NaN or infinite; the examples are named.
     """
+    if how.parameters is None:
+        how = replace(how, parameters=lora_maps(model))  # found once and not for every batch
     batches = grouped_batches([len(e) for e in encodings], how)
     chunks = [batches[s : s + BATCHES_A_CHUNK] for s in range(0, len(batches), BATCHES_A_CHUNK)]
     found: dict[int, dict[str, Tensor]] = {}

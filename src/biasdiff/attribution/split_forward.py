@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from biasdiff.data.batching import Batch
 from biasdiff.functional.losses import IGNORED
+from biasdiff.training.target_losses import target_positions
 
 CHUNK = 1024
 """Target positions that go through the output layer at a time."""
@@ -130,7 +131,7 @@ class SplitForward:
 
     def _whole(self, batch: Batch, chunk: int) -> Tensor:
         logits = self._logits(batch)
-        rows, places, targets = _targets(batch)
+        (rows, places), targets = target_positions(batch["labels"])
         parts = [slice(start, start + chunk) for start in range(0, len(rows), chunk)]
         return torch.cat([_log_probs(logits[rows[p], places[p]], targets[p]) for p in parts])
 
@@ -144,7 +145,7 @@ class SplitForward:
         decoder, output = self.model.get_decoder(), self.model.get_output_embeddings()
         if output is None or decoder is self.model:
             raise ValueError("the model has no decoder and output layer of its own.")
-        rows, places, targets = _targets(batch)
+        (rows, places), targets = target_positions(batch["labels"])
         hidden: list[Tensor] = []
 
         def select(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -169,12 +170,6 @@ def _agree(found: Tensor, plain: Tensor, dtype: torch.dtype) -> bool:
     return found.shape == plain.shape and torch.allclose(
         found, plain, atol=tolerance, rtol=tolerance, equal_nan=True
     )
-
-
-def _targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return row, place and token of every target; the place is the position that predicts it."""
-    rows, places = batch["labels"][:, 1:].ne(IGNORED).nonzero(as_tuple=True)
-    return rows, places, batch["labels"][rows, places + 1]
 
 
 def _log_probs(logits: Tensor, targets: Tensor) -> Tensor:

@@ -244,16 +244,9 @@ def continuations(
     if cut := sum(len(ids) > room for ids in whole):
         say(f"  {cut} of {len(whole)} prompts cut to their last {room} tokens")
     jobs = [(number, s) for number in range(len(prompts)) for s in range(settings.samples)]
-    draws = torch.tensor(
-        np.stack(
-            [
-                np.random.default_rng([seed, number]).random(
-                    (settings.samples, settings.new_tokens)
-                )[sample]
-                for number, sample in jobs
-            ]
-        )
-    )
+    shape = (settings.samples, settings.new_tokens)
+    drawn = [np.random.default_rng([seed, number]).random(shape) for number in range(len(prompts))]
+    draws = torch.tensor(np.concatenate(drawn))
     written = continue_prompts(
         subject,
         [encoded[number] for number, _ in jobs],

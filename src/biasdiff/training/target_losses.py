@@ -37,11 +37,11 @@ def backward_example_losses(model: Any, batch: Batch, *, average: bool = True) -
         average: False for the sum over target tokens.
     """
     labels = batch["labels"]
-    rows, places = labels[:, 1:].ne(IGNORED).nonzero(as_tuple=True)
-    targets = labels[rows, places + 1]
+    at, targets = target_positions(labels)
+    rows = at[0]
     counts = target_counts(labels)
     scales = (1 / counts.double())[rows] if average else torch.ones_like(rows).double()
-    inputs, at = model_inputs(batch), (rows, places)
+    inputs = model_inputs(batch)
     with torch.enable_grad():
         head = _output_layer(model)
         frozen = head is not None and not any(p.requires_grad for p in head.parameters())
@@ -52,6 +52,12 @@ def backward_example_losses(model: Any, batch: Batch, *, average: bool = True) -
     return torch.zeros(len(labels), dtype=losses.dtype, device=losses.device).index_add_(
         0, rows, losses * scales.to(losses.dtype)
     )
+
+
+def target_positions(labels: Tensor) -> tuple[Positions, Tensor]:
+    """Return row and place of what predicts each target of [n, t] labels, and the targets, [m]."""
+    rows, places = labels[:, 1:].ne(IGNORED).nonzero(as_tuple=True)
+    return (rows, places), labels[rows, places + 1]
 
 
 def target_log_probs(model: Any, inputs: Inputs, at: Positions, targets: Tensor) -> Tensor:

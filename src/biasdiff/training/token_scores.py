@@ -13,11 +13,10 @@ from torch import Tensor
 from biasdiff.data.batching import make_batch, token_budget_batches
 from biasdiff.data.encoding import Encoding
 from biasdiff.errors import NonFiniteError
-from biasdiff.functional.losses import IGNORED
 from biasdiff.functional.token_alignment import shared_prefix
 from biasdiff.progress import task
 from biasdiff.training import processes
-from biasdiff.training.target_losses import model_inputs, target_log_probs
+from biasdiff.training.target_losses import model_inputs, target_log_probs, target_positions
 
 Floats = NDArray[np.float64]
 Pair = tuple[Encoding, Encoding]
@@ -51,11 +50,9 @@ def score_tokens(
     with task(description, len(encodings)) as progress, torch.inference_mode():
         for members in processes.share(batches):
             batch = make_batch([encodings[i] for i in members], device=device)
-            rows, places = batch["labels"][:, 1:].ne(IGNORED).nonzero(as_tuple=True)
-            targets = batch["labels"][rows, places + 1]
-            found_here = target_log_probs(model, model_inputs(batch), (rows, places), targets)
-            values = _array(found_here)
-            counts = torch.bincount(rows, minlength=len(members)).tolist()
+            at, targets = target_positions(batch["labels"])
+            values = _array(target_log_probs(model, model_inputs(batch), at, targets))
+            counts = torch.bincount(at[0], minlength=len(members)).tolist()
             for index, part in zip(members, np.split(values, np.cumsum(counts)[:-1]), strict=True):
                 found[index] = part
             progress.advance(len(members))
